@@ -1,0 +1,152 @@
+"""CoDyRA: each task learns which ranks of its adapter it needs, and the rest are pruned before merging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clgym.agent import AgentSpec, Setup
+from clgym.errors import SettingError
+from clgym.events import TaskStart
+from clgym.learner import Learner
+from clgym.ops import double_soft_threshold_, soft_threshold
+
+PAPER_STEPS = 500  # iterations per task for which kappa_max is stated
+
+
+class CoDyRA(Learner):
+    """Dynamic rank-selective LoRA (arXiv:2412.01004).
+
+    An adapter is ``Delta W = B diag(w) A`` with an importance ``w`` per rank. The loss plus
+    ``lambda ||w||_1`` is minimised by a gradient step and then a soft threshold on ``w``, whose level rises
+    from 0 to ``kappa_max`` over the second, sparse part of a task. What survives is merged.
+
+    Args:
+        setup: What is known of the stream.
+        r: Rank of every adapter before pruning.
+        lr: Peak learning rate of AdamW.
+        dense_share: Share of a task's steps before the first threshold.
+        levels: Number of threshold levels, from 0 to ``kappa_max``.
+        kappa_max: Last level, stated for 500 steps per task and scaled by ``500 / steps``, so that the total
+            shrinkage is the paper's for any task length; higher prunes more.
+        prox: ``"paper"``: the soft threshold; ``"released"``: the code's in-place masks, dead zone ``2 kappa``.
+        gates: ``"learned"``; or ``"random"``, the control: ``w`` gets no gradient, only its draw and the threshold.
+        text_to_image: Weight of the text-to-image term.
+        targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
+        ensemble: Average a class's text features over all its templates when answering.
+
+    Raises:
+        SettingError: A setting is out of range.
+    """
+
+    spec = AgentSpec(
+        id="codyra-v0",
+        title="CoDyRA",
+        paper="arXiv:2412.01004",
+        code="github.com/Artificer-AI-Lab/CoDyRA@c1691e4",
+        family="optimisation",
+        departs=(
+            "The threshold is the paper's; the released code's dead zone of 2 kappa is prox='released'. kappa_max "
+            "scales with 500 / steps. Thresholds start one step after the level first rises, as in the code. Text "
+            "rows of old classes are not encoded: the released loss masks or zeroes every term they stand in. The stored (A, B) history, which the code never reads, is left out. The last task is merged at "
+            "its end rather than kept beside the weights; outputs are the same."
+        ),
+    )
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        r: int = 16,
+        lr: float = 5e-4,
+        dense_share: float = 0.5,
+        levels: int = 50,
+        kappa_max: float = 0.005,
+        prox: str = "paper",
+        gates: str = "learned",
+        text_to_image: float = 1.0,
+        targets: str = "all",
+        ensemble: bool = True,
+    ) -> None:
+        """Put gated adapters on the backbone."""
+        super().__init__(setup, lr=lr, betas=(0.9, 0.9999), ensemble=ensemble)
+        for name, value, known in (("prox", prox, ("paper", "released")), ("gates", gates, ("learned", "random"))):
+            if value not in known:
+                raise SettingError(f"Expected {name} to be one of {known}; got {value!r}. Choose one of these.")
+        if not 0 <= dense_share <= 1 or levels < 2 or kappa_max < 0:
+            raise SettingError(
+                f"Expected dense_share in [0, 1], levels of 2 or more and kappa_max of 0 or more; got "
+                f"{dense_share}, {levels} and {kappa_max}. The paper has 0.5, 50 and 0.005."
+            )
+        self.dense_share, self.levels, self.kappa_max = dense_share, levels, kappa_max
+        self.prox, self.gates, self.text_to_image = prox, gates, text_to_image
+        self.lora = self.adapt(r=r, targets=targets, gate="normal")
+        self.old_classes = 0
+
+    def begin(self, task: TaskStart) -> Sequence[torch.nn.Parameter]:
+        """Draw a fresh gated adapter."""
+        return [self.merge_and_renew()]
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return ``CE(image -> current text) + CE(text -> image)``, the second averaged over old and new rows."""
+        texts = self.backbone.class_features(self._now().prompts, ensemble=False)
+        logits = self.logits(images, texts)  # (B, C)
+        loss = F.cross_entropy(logits, targets)
+        if self.text_to_image:
+            match = F.one_hot(targets, len(texts)).T  # (C, B)
+            # Rows of old and of absent classes match no image of the batch: they only count in the average.
+            rows = self.old_classes + len(texts)
+            loss = loss - self.text_to_image * (match * logits.T.log_softmax(dim=1)).sum() / rows
+        return loss
+
+    def after_backward(self) -> None:
+        """In the control, keep the loss away from the importances."""
+        if self.gates == "random":
+            assert self.lora is not None
+            self.lora.gate_gradients().zero_()
+
+    def after_step(self) -> None:
+        """Shrink the importances once the sparse part has begun."""
+        kappa = threshold(self.step, self.steps, self.dense_share, self.levels, self.kappa_max)
+        if kappa:
+            assert self.lora is not None
+            gates = self.lora.gates()
+            if self.prox == "released":
+                double_soft_threshold_(gates, kappa)
+            else:
+                gates.copy_(soft_threshold(gates, kappa))
+
+    def end(self) -> None:
+        """Merge the surviving ranks."""
+        assert self.lora is not None
+        self.lora.merge_()
+        self.old_classes += len(self._now().classes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Add the number of old classes to the adapters."""
+        return super().tensors() | {"old_classes": torch.tensor(self.old_classes)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back adapters and the number of old classes."""
+        self.old_classes = int(tensors.pop("old_classes"))
+        super().restore(tensors)
+
+
+def threshold(step: int, steps: int, dense_share: float, levels: int, kappa_max: float) -> float:
+    """Return the soft threshold after a step, counted from 0; 0.0 in the dense part.
+
+    >>> 249 == sum(threshold(i, 500, 0.5, 50, 0.005) > 0 for i in range(500))
+    True
+    >>> round(sum(threshold(i, 500, 0.5, 50, 0.005) for i in range(500)), 4)
+    0.6499
+    """
+    dense = int(steps * dense_share)
+    if step <= dense:
+        return 0.0
+    every = max((steps - dense) // levels, 1)
+    # The level rises at every multiple of `every` from the end of the dense part on, first at its end itself.
+    level = min((step // every) - (-(-dense // every)) + 1, levels - 1)
+    return kappa_max * PAPER_STEPS / steps * level / (levels - 1)

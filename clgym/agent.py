@@ -1,0 +1,141 @@
+"""An agent: learns from labelled batches, answers unlabelled ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from clgym.errors import UnsupportedEventError
+from clgym.events import Answer, End, Event, Query, TaskEnd, TaskStart, Train
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """What a method is, in words and constants.
+
+    Attributes:
+        id: Name and version, such as ``"codyra-v0"``; the version moves when a change moves any number.
+        title: One line.
+        paper: The paper, as an arXiv id or DOI; ``""`` for a baseline without one.
+        code: The authors' code and the commit that was read, or ``""``.
+        departs: How this file differs from paper or released code, and why; ``""`` if it does not.
+        family: The survey's family (arXiv:2302.00487, section 4), or ``"baseline"``.
+        modalities: What inputs it takes.
+        stores_samples: Whether training samples survive their event.
+        needs_task_id: Whether a query must say its task.
+        mergeable: Whether inference costs no more than the backbone's.
+    """
+
+    id: str
+    title: str
+    paper: str = ""
+    code: str = ""
+    departs: str = ""
+    family: str = "baseline"
+    modalities: tuple[str, ...] = ("image",)
+    stores_samples: bool = False
+    needs_task_id: bool = False
+    mergeable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an agent may know before the stream starts.
+
+    Attributes:
+        modality: ``"image"`` or ``"text"``.
+        shape: ``(H, W, 3)`` of an image input, or ``()``.
+        backbone: Name of the scenario's pre-trained model.
+        seed: Fixes the agent's own randomness.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    """
+
+    modality: str
+    shape: tuple[int, ...]
+    backbone: str
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What an agent costs besides time.
+
+    Attributes:
+        trainable: Parameters trained in the current task.
+        stored: Values kept between tasks beyond the backbone, samples not counted.
+        added_at_inference: Parameters used at inference beyond the backbone's.
+        sample_bytes: Bytes of stored training samples.
+    """
+
+    trainable: int = 0
+    stored: int = 0
+    added_at_inference: int = 0
+    sample_bytes: int = 0
+
+
+class Agent(ABC):
+    """Subclass this in ``agents/<name>.py``.
+
+    ``__init__`` takes a :class:`Setup`, then the method's own settings as keyword arguments, each with a default.
+    Gradient methods subclass :class:`clgym.learner.Learner` instead.
+    """
+
+    spec: ClassVar[AgentSpec]
+
+    def __init__(self, setup: Setup) -> None:
+        """Keep what is known of the stream."""
+        self.setup = setup
+
+    def act(self, event: Event) -> Answer | None:
+        """Take one event; return the answer to a ``Query``, ``None`` to all others.
+
+        Raises:
+            UnsupportedEventError: The agent does not know this kind of event.
+        """
+        match event:
+            case Query():
+                return self.answer(event)
+            case Train():
+                self.learn(event)
+            case TaskStart():
+                self.begin_task(event)
+            case TaskEnd():
+                self.end_task(event)
+            case End():
+                pass
+            case _:
+                raise UnsupportedEventError(
+                    f"Expected TaskStart, Train, TaskEnd, Query or End; got {type(event).__name__}, which "
+                    f"{self.spec.id} does not handle. Choose another agent, or override Agent.act."
+                )
+        return None
+
+    def begin_task(self, event: TaskStart) -> None:
+        """Prepare for a task; does nothing unless overridden."""
+        del event
+
+    def learn(self, event: Train) -> None:
+        """Learn from one batch; does nothing unless overridden."""
+        del event
+
+    def end_task(self, event: TaskEnd) -> None:
+        """Put a task away; does nothing unless overridden."""
+        del event
+
+    @abstractmethod
+    def answer(self, event: Query) -> Answer:
+        """Answer a query without changing state; see :class:`clgym.events.Query` for what is wanted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that :meth:`load_state_dict` needs: arrays or tensors, and JSON values, by name."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where :meth:`state_dict` was called."""
+        del state
+
+    def footprint(self) -> Footprint:
+        """Return what the agent costs besides time."""
+        return Footprint()

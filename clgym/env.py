@@ -1,0 +1,375 @@
+"""Plays a scenario: shows its events in order and takes the answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
+from clgym.events import Array, End, Event, Guess, Inputs, IntArray, Query, TaskEnd, TaskStart, Train
+from clgym.lookahead import Lookahead
+from clgym.plan import Plan, Step, batch_index, plan
+from clgym.scenario import Scenario, Task
+from clgym.scorer import Report, Scorer
+from clgym.spaces import AnswerSpace, EventSpace, fault_of_scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Lifetime:
+    """What one reset draws: the tasks in order, the plan, sample ids and question order."""
+
+    entropy: int
+    tasks: tuple[Task, ...]
+    plan: Plan
+    ids: tuple[IntArray, ...]
+    questions: tuple[IntArray, ...]
+    union: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
+    offsets: tuple[int, ...]
+
+
+class ContinualEnv(gymnasium.Env[Event, Any]):
+    """A scenario behind Gymnasium's ``reset`` and ``step``; one episode is one whole lifetime.
+
+    Observations are events, actions are answers (``None`` where nothing was asked). The reward is the
+    mean score of a ``Query`` batch, in [0, 1], and 0.0 elsewhere. Labels of queries stay in here.
+
+    Args:
+        scenario: What to play.
+        render_mode: ``"ansi"``: one line for the last event; ``"rgb_array"``: the accuracy matrix so far.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
+
+    def __init__(self, scenario: Scenario, render_mode: str | None = None) -> None:
+        """Read the settings; no data is loaded before ``reset``."""
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise SettingError(
+                f"Expected render_mode to be None, 'ansi' or 'rgb_array'; got {render_mode!r}. Choose one of these."
+            )
+        self.scenario, self.render_mode = scenario, render_mode
+        self.teaching = scenario.teaching
+        self.observation_space = EventSpace(scenario.shape)
+        self.action_space = AnswerSpace(scenario.classes)
+        self._position = -1
+        self._event: Event = End()
+        self._life: _Lifetime | None = None
+        self._ahead: Lookahead[Inputs] | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Event, dict[str, Any]]:
+        """Start a lifetime and return its first event.
+
+        Args:
+            seed: Rewinds the generator: the same seed gives the same lifetime. ``None`` draws the next one.
+            options: ``{"resume": state}`` continues exactly where ``get_state`` was called.
+
+        Raises:
+            SettingError: ``options`` holds anything else.
+            RecordError: The state is of another stream.
+        """
+        super().reset(seed=seed)
+        if unknown := set(options or {}) - {"resume"}:
+            raise SettingError(
+                f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others."
+            )
+        state = (options or {}).get("resume")
+        if state is None:
+            self._start(int(self.np_random.integers(2**63)))
+            self._position = 0
+        else:
+            self._resume(state)
+        self._event = self._build(self._position)
+        return self._event, self._info()
+
+    def step(self, action: Any) -> tuple[Event, float, bool, bool, dict[str, Any]]:
+        """Take the answer to the last event and show the next.
+
+        Args:
+            action: Labels int64 ``(B,)`` or log-probabilities ``(B, C)`` after a ``Query``; ``None`` after any
+                other event; a :class:`~clgym.events.Guess` fits all.
+
+        Returns:
+            The next event, the mean score of the answer in [0, 1] (0.0 where none was asked for), whether
+            the stream is over, ``False``, and ``{"position", "length"}`` in events.
+
+        Raises:
+            InvalidAnswerError: The answer is missing, unasked for, or of the wrong shape, dtype or range;
+                nothing has changed, so the right answer may follow.
+            StreamEndedError: There is no event to answer.
+        """
+        life = self._life
+        if life is None or self._position >= len(life.plan.steps) - 1:
+            when = "the first reset" if life is None else "the end of the stream"
+            raise StreamEndedError(
+                f"Expected step() between reset() and the End event; got one at {when}. Call reset() first."
+            )
+        reward = 0.0
+        event = self._event
+        if isinstance(event, Query):
+            reward = self._score(life, event, self._checked(event, action))
+        elif action is not None and type(action) is not Guess:
+            raise InvalidAnswerError(
+                f"Expected None after {type(event).__name__}, which asks nothing; got {_kind(action)}. "
+                "Answer Query events only."
+            )
+        self._position += 1
+        self._event = self._build(self._position)
+        return self._event, reward, isinstance(self._event, End), False, self._info()
+
+    def render(self) -> Any:
+        """Return the line or picture that ``render_mode`` asks for."""
+        if self.render_mode == "ansi":
+            return f"{max(self._position, 0):>6} {_line(self._event)}\n"
+        if self.render_mode == "rgb_array":
+            from clgym.plots import matrix_image
+
+            return matrix_image(self.report())
+        return None
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
+
+    def report(self, **references: Any) -> Report:
+        """Return the accuracy matrix so far, NaN where not yet measured, and its metrics."""
+        if self._life is None:
+            raise StreamEndedError("Expected report() after reset(); got it before. Call reset() first.")
+        return self.scorer.report(**references)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return sha256 of the spec, of the stream's lay-out and of its data, as they stand after ``reset``."""
+        life = self._playing()
+        spec = json.dumps(asdict(self.scenario.spec), sort_keys=True)
+        stream = json.dumps(
+            [
+                asdict(self.teaching),
+                str(life.entropy),
+                [[t.name, t.classes, t.prompts, len(t.train), len(t.test)] for t in life.tasks],
+            ]
+        )
+        data = "".join(t.train.fingerprint() + t.test.fingerprint() for t in life.tasks)
+        named = {"spec": spec, "stream": stream, "data": data}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in named.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that ``reset(options={"resume": state})`` needs: JSON values and arrays."""
+        life = self._playing()
+        return {
+            "entropy": str(life.entropy),
+            "position": self._position,
+            "length": len(life.plan.steps),
+            "generator": json.dumps(self.np_random.bit_generator.state),
+            "scorer": self.scorer.get_state(),
+        }
+
+    def rescore(self, predictions: Mapping[str, Array]) -> Report:
+        """Score a log of predictions anew with this lifetime's labels.
+
+        Args:
+            predictions: The columns of ``predictions.parquet``; only ``point``, ``task``, ``question`` and
+                ``prediction`` are read.
+
+        Raises:
+            RecordError: A row names a point, task or question that this stream does not have.
+        """
+        self._playing()
+        return self.scorer.rescore(predictions)
+
+    def describe(self, rewards: Array) -> dict[str, Array]:
+        """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""
+        steps = self._playing().plan.steps
+        kinds = {"start": "TaskStart", "train": "Train", "ask": "Query", "end": "TaskEnd", "query": "Query"}
+        return {
+            "position": np.arange(len(steps), dtype=np.int32),
+            "kind": np.array([kinds.get(s.kind, "End") for s in steps]),
+            "task": np.array([s.task for s in steps], np.int16),
+            "point": np.array([s.point for s in steps], np.int32),
+            "reward": np.append(rewards, 0.0).astype(np.float64),
+        }
+
+    @property
+    def position(self) -> int:
+        """Number of events before the last one shown."""
+        return self._position
+
+    @property
+    def tasks_learned(self) -> int:
+        """Number of tasks finished."""
+        plan = self._playing().plan
+        return sum(step.kind == "end" for step in plan.steps[: self._position + 1])
+
+    @property
+    def length(self) -> int:
+        """Number of events of the lifetime."""
+        return len(self._playing().plan.steps)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks in the order of this lifetime."""
+        return tuple(task.name for task in self._playing().tasks)
+
+    def _playing(self) -> _Lifetime:
+        if self._life is None:
+            raise StreamEndedError(
+                "Expected a stream that was reset; got a new environment. Call reset() first."
+            )
+        return self._life
+
+    def _info(self) -> dict[str, Any]:
+        return {"position": self._position, "length": self.length}
+
+    def _start(self, entropy: int) -> None:
+        """Draw a lifetime: order, few-shot samples, ids and batches all follow from ``entropy``."""
+        self.close()
+        rng = np.random.default_rng([entropy, 0])
+        tasks = tuple(self.scenario.tasks(rng))
+        laid = plan([len(t.train) for t in tasks], [len(t.test) for t in tasks], self.teaching)
+        sizes = [len(t.train) for t in tasks]
+        ids = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+        # The order of questions is part of the stream, not of a lifetime: question 7 is the same for every seed.
+        questions = tuple(np.random.default_rng(j).permutation(len(t.test)) for j, t in enumerate(tasks))
+        names = tuple(name for t in tasks for name in t.classes)
+        prompts = tuple(p for t in tasks for p in t.prompts)
+        offsets = tuple(np.cumsum([0, *(len(t.classes) for t in tasks)])[:-1].tolist())
+        self._life = _Lifetime(entropy, tasks, laid, tuple(ids), questions, (names, prompts), offsets)
+        union = self.teaching.labels == "union"
+        labels = [
+            t.test.targets[order] + (offset if union else 0)
+            for t, order, offset in zip(tasks, questions, offsets, strict=True)
+        ]
+        asked = sum(step.stop - step.start for step in laid.steps)
+        online = sum(laid.train_steps) if self.teaching.prequential else 0
+        self.scorer = Scorer([t.name for t in tasks], labels, laid.points, asked, online)
+        if any(t.train.decodes or t.test.decodes for t in tasks):
+            self._ahead = Lookahead(self._read, self._next_read)
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._start(int(state["entropy"]))
+        if state["length"] != self.length:
+            raise RecordError(
+                f"Expected the state of a stream of {self.length} events; got one of {state['length']}. "
+                "Resume with the scenario and settings it was saved from."
+            )
+        self.np_random.bit_generator.state = json.loads(state["generator"])
+        self.scorer.set_state(state["scorer"])
+        self._position = state["position"]
+
+    def _score(self, life: _Lifetime, event: Query, answer: Array) -> float:
+        step = life.plan.steps[self._position]
+        if step.kind == "query":
+            return self.scorer.add(step.point, step.task, step.start, answer)
+        return self.scorer.add_online(answer, self._targets(life, step))
+
+    def _checked(self, event: Query, action: Any) -> Array:
+        """Return the answer as an array, or raise; ``event`` is what it answers."""
+        B, C = len(event.inputs), len(event.candidates)
+        if type(action) is Guess:
+            return np.random.default_rng(action.seed).integers(0, C, B)
+        only = self.teaching.needs_scores
+        wanted = f"float log-probabilities of shape ({B}, {C})"
+        if not only:
+            wanted = f"int64 labels of shape ({B},) in [0, {C}) or {wanted}"
+        fault, fix = "", "Return agent.act(event)."
+        if not isinstance(action, np.ndarray):
+            fault = _kind(action)
+            fix = "Convert it to a NumPy array." if action is not None else fix
+        elif action.ndim == 1 and not only:
+            if action.dtype != np.int64 or action.shape != (B,):
+                fault, fix = _kind(action), "Give one label per question, with dtype int64."
+            elif ((action < 0) | (action >= C)).any():
+                fault = f"labels from {action.min()} to {action.max()}"
+                fix = "Labels index event.candidates."
+        elif action.dtype not in (np.float32, np.float64) or action.shape != (B, C):
+            fault, fix = _kind(action), "Give one row per question and one column per candidate."
+        else:
+            fault, fix = fault_of_scores(action), "Apply log_softmax over the candidates."
+        if fault:
+            raise InvalidAnswerError(f"Expected {wanted}; got {fault}. {fix}")
+        return action  # type: ignore[no-any-return]
+
+    def _build(self, position: int) -> Event:
+        """Return the event at a position."""
+        life = self._playing()
+        step = life.plan.steps[position]
+        t = step.task
+        shown = t if self.teaching.task_given else None
+        match step.kind:
+            case "over":
+                return End()
+            case "end":
+                return TaskEnd(shown)
+            case "start":
+                task = life.tasks[t]
+                name = task.name if self.teaching.task_given else ""
+                text = task.description if self.teaching.task_given else ""
+                steps = life.plan.train_steps[t]
+                return TaskStart(shown, name, text, task.classes, task.prompts, len(task.train), steps)
+        slow = life.tasks[t].test.decodes if step.kind == "query" else life.tasks[t].train.decodes
+        inputs = self._ahead.get(position) if slow and self._ahead else self._read(position)
+        if step.kind == "train":
+            index = self._index(life, step)
+            return Train(inputs, life.tasks[t].train.targets[index], life.ids[t][index])
+        task = life.tasks[t]
+        union = self.teaching.labels == "union"
+        names, prompts = life.union if union else (task.classes, task.prompts)
+        wants = "scores" if self.teaching.needs_scores else "labels"
+        return Query(inputs, names, prompts, wants, shown)
+
+    def _index(self, life: _Lifetime, step: Step) -> IntArray:
+        return batch_index(
+            len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task)
+        )
+
+    def _targets(self, life: _Lifetime, step: Step) -> IntArray:
+        offset = life.offsets[step.task] if self.teaching.labels == "union" else 0
+        targets: IntArray = life.tasks[step.task].train.targets[self._index(life, step)] + offset
+        return targets
+
+    def _read(self, position: int) -> Inputs:
+        """Return the inputs of the event at a position; called ahead of time, from threads."""
+        life = self._playing()
+        step = life.plan.steps[position]
+        task = life.tasks[step.task]
+        if step.kind == "query":
+            return task.test.batch(life.questions[step.task][step.start : step.stop])
+        rng = np.random.default_rng([life.entropy, 2, *step[1:3]]) if task.train.decodes else None
+        return task.train.batch(self._index(life, step), rng)
+
+    def _next_read(self, position: int) -> int | None:
+        steps = self._playing().plan.steps
+        for later in range(position + 1, len(steps)):
+            if steps[later].kind in ("train", "ask", "query"):
+                return later
+        return None
+
+
+def _kind(x: Any) -> str:
+    if isinstance(x, np.ndarray):
+        return f"{x.dtype} of shape {x.shape}"
+    return "None" if x is None else type(x).__name__
+
+
+def _line(event: Event) -> str:
+    """Say in one line what an event holds."""
+    match event:
+        case TaskStart():
+            return (
+                f"TaskStart  {event.name or 'a task'}: {len(event.classes)} classes, {event.samples} samples"
+            )
+        case Train():
+            return f"Train      {len(event.inputs)} samples"
+        case TaskEnd():
+            return "TaskEnd"
+        case Query():
+            of = "" if event.task is None else f" of task {event.task}"
+            return f"Query      {len(event.inputs)} questions{of}, {len(event.candidates)} candidates"
+    return type(event).__name__

@@ -1,0 +1,260 @@
+"""What every gradient method on CLIP shares: device, optimizer per task, schedule, loss, answers, state."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clgym.agent import Agent, Footprint, Setup
+from clgym.backbones import load_clip, lora_targets
+from clgym.errors import SettingError
+from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
+from clgym.lora import Gate, LoRASet, adapt
+
+Prompts = tuple[tuple[str, ...], ...]
+
+
+class Learner(Agent):
+    """A CLIP model and one optimizer per task; subclasses say what is trained and on what loss.
+
+    A subclass fills in :meth:`begin` (returns what the task trains) and may override :meth:`loss`,
+    :meth:`after_backward`, :meth:`after_step` and :meth:`end`.
+
+    Args:
+        setup: What is known of the stream.
+        lr: Peak learning rate of AdamW.
+        betas: AdamW's decay rates.
+        weight_decay: AdamW's weight decay.
+        warmup: Share of a task's steps with rising learning rate; the rest is a cosine to 0.
+        label_smoothing: Of the cross-entropy, in [0, 1).
+        ensemble: Average a class's text features over all its templates when answering, as ZSCL does,
+            rather than use the training template alone.
+
+    Raises:
+        SettingError: A setting is out of range, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup: float = 0.0,
+        label_smoothing: float = 0.0,
+        ensemble: bool = True,
+    ) -> None:
+        """Load the backbone frozen."""
+        super().__init__(setup)
+        if lr <= 0:
+            raise SettingError(f"Expected lr above 0; got {lr}. Try 1e-3.")
+        if not 0 <= warmup < 1 or not 0 <= label_smoothing < 1:
+            raise SettingError(
+                f"Expected warmup and label_smoothing in [0, 1); got {warmup} and {label_smoothing}. Try 0."
+            )
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        self.warmup, self.label_smoothing, self.ensemble = warmup, label_smoothing, ensemble
+        self.device = pick_device(setup.device)
+        self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
+        self.backbone = load_clip(setup.backbone, self.device)
+        self.lora: LoRASet | None = None
+        self.task: TaskStart | None = None
+        self.step, self.steps = 0, 1
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._texts: dict[Prompts, Tensor] = {}
+
+    def adapt(self, *, r: int, alpha: float = 0.0, targets: str = "all", gate: Gate = "none") -> LoRASet:
+        """Put fresh adapters on the six linears of every block; they change nothing yet.
+
+        Args:
+            r: Rank of every adapter.
+            alpha: The update is multiplied by ``alpha / r``; 0 means by 1.
+            targets: ``"all"``, ``"vision"`` or ``"text"``: which encoders.
+            gate: How importances start, see :class:`clgym.lora.LoRALinear`.
+        """
+        model = self.backbone.model
+        names = lora_targets(model, targets)
+        return adapt(model, r=r, alpha=alpha or None, targets=names, gate=gate, generator=self.generator)
+
+    def merge_and_renew(self) -> torch.nn.Parameter:
+        """Merge the adapters into the weights, draw fresh ones, and return their flat parameter."""
+        assert self.lora is not None
+        self.lora.merge_()
+        self.lora.reset(self.generator)
+        return self.lora.arena()
+
+    @abstractmethod
+    def begin(self, task: TaskStart) -> Sequence[torch.nn.Parameter]:
+        """Prepare for a task and return what it trains."""
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch: image-to-text cross-entropy over the task's classes.
+
+        Args:
+            images: uint8 ``(B, H, W, 3)``.
+            targets: int64 ``(B,)``, indices into the task's classes.
+        """
+        return self.cross_entropy(images, targets, self._now().prompts)
+
+    def after_backward(self) -> None:
+        """Act on the gradients before the optimizer does."""
+
+    def after_step(self) -> None:
+        """Act on the parameters after the optimizer has; ``self.step`` counts from 0."""
+
+    def end(self) -> None:
+        """Put the task away."""
+
+    def cross_entropy(self, images: Tensor, targets: Tensor, prompts: Prompts) -> Tensor:
+        """Return the image-to-text cross-entropy over the classes of ``prompts``, text encoded with gradient."""
+        logits = self.logits(images, self.backbone.class_features(prompts, ensemble=False))
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Return scaled cosines ``(B, C)`` of images and L2-normalised text features ``(C, d)``."""
+        return self.backbone.scale * self.backbone.encode_images(images) @ texts.T
+
+    def begin_task(self, event: TaskStart) -> None:
+        """Build the task's optimizer over what :meth:`begin` returns."""
+        self.task = event
+        self._texts.clear()
+        self.start_optimizer(self.begin(event), event.steps)
+
+    def start_optimizer(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
+        """Begin a schedule of ``steps`` over ``parameters``; none of them means no training."""
+        self.step, self.steps, self.optimizer = 0, max(steps, 1), None
+        if parameters:
+            self.optimizer = torch.optim.AdamW(
+                parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+            )
+
+    def learn(self, event: Train) -> None:
+        """Take one optimizer step."""
+        self.update(self.loss(*self.to_device(event.inputs, event.targets)))
+
+    def update(self, loss: Tensor) -> None:
+        """Step down the gradient of a loss, at the schedule's learning rate."""
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self.schedule(self.step)
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.after_backward()
+        self.optimizer.step()
+        self.after_step()
+        self.step += 1
+        self._texts.clear()
+
+    def schedule(self, step: int) -> float:
+        """Return the learning rate of a step as a share of its peak: linear warm-up, then cosine to 0."""
+        rise = int(self.warmup * self.steps)
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / (self.steps - rise)))
+
+    def end_task(self, event: TaskEnd) -> None:
+        """Let the method put the task away, and drop the optimizer."""
+        del event
+        self.end()
+        self.optimizer = None
+        self._texts.clear()
+
+    @torch.inference_mode()
+    def answer(self, event: Query) -> Answer:
+        """Return log-probabilities over the candidates, float32 ``(B, C)``."""
+        images, _ = self.to_device(event.inputs, None)
+        logits = self.logits(images, self.text_features(event.prompts))
+        return logits.float().log_softmax(dim=-1).cpu().numpy()
+
+    def text_features(self, prompts: Prompts) -> Tensor:
+        """Return class features ``(C, d)``, kept until a weight changes."""
+        if prompts not in self._texts:
+            self._texts[prompts] = self.backbone.class_features(prompts, ensemble=self.ensemble)
+        return self._texts[prompts]
+
+    def to_device(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """Return a batch as tensors on the device."""
+        images = torch.from_numpy(inputs).to(self.device, non_blocking=True)
+        labels = torch.empty(0) if targets is None else torch.from_numpy(targets).to(self.device, non_blocking=True)
+        return images, labels
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that training has changed, by name; by default those of ``self.lora``."""
+        return {} if self.lora is None else self.lora.named_tensors(with_base=True)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what :meth:`tensors` returned."""
+        if self.lora is not None:
+            self.lora.load_tensors(tensors)
+
+    def footprint(self) -> Footprint:
+        """Count the adapter's parameters; merged methods keep and add none."""
+        return Footprint(trainable=0 if self.lora is None else self.lora.trainable_count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return step, generator, task, optimizer moments and what :meth:`tensors` names."""
+        state: dict[str, Any] = {"step": self.step, "generator": self.generator.get_state()}
+        if self.task is not None:
+            state["task"] = [getattr(self.task, field.name) for field in fields(self.task)]
+        if self.optimizer is not None:
+            state["moments"] = True
+            for i, slots in self.optimizer.state_dict()["state"].items():
+                state |= {f"optimizer.{i}.{name}": value for name, value in slots.items()}
+        return state | {f"tensor.{name}": value for name, value in self.tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where :meth:`state_dict` was called."""
+        moments: dict[int, dict[str, Any]] = {}
+        stored: dict[str, Tensor] = {}
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if kind == "optimizer":
+                i, _, slot = name.partition(".")
+                moments.setdefault(int(i), {})[slot] = value
+            elif kind == "tensor":
+                stored[name] = value
+        if "task" in state:
+            number, name, text, classes, prompts, samples, steps = state["task"]
+            words = tuple(tuple(templates) for templates in prompts)
+            self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps))
+        self.restore(stored)
+        if "moments" not in state:
+            self.optimizer = None
+        elif self.optimizer is not None:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = state["step"]
+        self.generator.set_state(state["generator"])
+        self._texts.clear()
+
+    def _now(self) -> TaskStart:
+        assert self.task is not None
+        return self.task
+
+
+def agent_seed(seed: int) -> int:
+    """Return the seed of an agent's own generator: the third that one seed spawns, after order and data."""
+    return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1, np.uint64)[0] >> 1)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; ``"auto"`` is CUDA where there is one.
+
+    Raises:
+        SettingError: The name is unknown, or the device is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"Expected device 'auto', 'cpu' or 'cuda'; got {name!r}. Choose one of these.")
+    present = torch.cuda.is_available()
+    if name == "cuda" and not present:
+        raise SettingError("Expected a CUDA device; got a machine without one. Use device 'auto' or 'cpu'.")
+    return torch.device("cuda" if present and name != "cpu" else "cpu")

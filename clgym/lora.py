@@ -1,0 +1,410 @@
+"""Low-rank adapters: frozen linear layers with trainable branches, all of them in one flat buffer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clgym.errors import NotRegisteredError, RecordError, SettingError, SourceError, SourceMissingError
+from clgym.ops import lora_linear
+
+Gate = Literal["none", "normal", "ones"]
+
+_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_GRAD: Any = torch.Tensor.grad  # the descriptor
+
+
+class FixedGradParameter(nn.Parameter):
+    """A parameter whose gradient buffer never moves: ``p.grad = None`` zeroes it instead of dropping it.
+
+    ``Optimizer.zero_grad`` and ``Module.zero_grad`` drop gradients by default, which would tear the buffers
+    of a :class:`LoRASet` apart in silence.
+
+    Example:
+        >>> p = FixedGradParameter(torch.ones(2))
+        >>> p.grad = torch.tensor([1.0, 2.0])
+        >>> p.grad = None
+        >>> p.grad
+        tensor([0., 0.])
+    """
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient buffer, once one was set."""
+        buffer: Tensor | None = _GRAD.__get__(self)
+        return buffer
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        """Set the buffer, or zero it."""
+        if value is not None:
+            _GRAD.__set__(self, value)
+        elif self.grad is not None:
+            self.grad.zero_()
+
+
+class LoRALinear(nn.Module):
+    """A frozen ``nn.Linear`` plus one low-rank branch.
+
+    ``y = W x + b + scale * B diag(w) A x``, after Hu et al. 2021 (arXiv:2106.09685, eq. 3), with the gate
+    ``w`` of CoDyRA (arXiv:2412.01004) if asked for. ``A`` is ``(r, in)``; B is kept transposed as ``Bt``,
+    ``(r, out)``; ``gate`` is ``(r,)``; all three are fp32. Before :meth:`reset` all are zero.
+
+    Args:
+        base: The layer to adapt; its parameters are frozen.
+        r: Rank, at least 1.
+        scale: Factor of the branch.
+        gate: How the gate starts; ``"none"`` makes a layer without one.
+
+    Raises:
+        SettingError: ``r`` is below 1 or above a width of ``base``, or ``gate`` is unknown.
+
+    Example:
+        >>> layer = LoRALinear(nn.Linear(4, 3), r=2, gate="normal")
+        >>> layer.reset(torch.Generator().manual_seed(0))
+        >>> layer(torch.zeros(5, 4)).shape, bool(layer.delta().any())
+        (torch.Size([5, 3]), False)
+    """
+
+    def __init__(self, base: nn.Linear, r: int, *, scale: float = 1.0, gate: Gate = "none") -> None:
+        """Freeze ``base``."""
+        super().__init__()
+        widest = min(base.in_features, base.out_features)
+        if not 1 <= r <= widest:
+            raise SettingError(
+                f"Expected 1 <= r <= {widest}, the smaller width of {base}; got r={r}. Choose another rank."
+            )
+        _check_gate(gate)
+        self.base = base.requires_grad_(False)
+        self.r, self.scale, self.gate_start = r, scale, gate
+        device = base.weight.device
+        self.A = FixedGradParameter(torch.zeros(r, base.in_features, device=device))
+        self.Bt = FixedGradParameter(torch.zeros(r, base.out_features, device=device))
+        self.gate = FixedGradParameter(torch.zeros(r, device=device)) if gate != "none" else None
+
+    def reset(self, generator: torch.Generator, gate: Gate | None = None) -> None:
+        """Draw a fresh branch that changes nothing: ``A`` Kaiming-uniform with ``a = sqrt(5)``, B zero.
+
+        Args:
+            generator: Source of every number; the same seed gives the same branch on every device.
+            gate: ``"normal"`` draws N(0, 1), ``"ones"`` sets ones; by default as the layer was built.
+
+        Raises:
+            SettingError: ``gate`` asks for a gate of a layer without one, or the other way round.
+        """
+        gate = self.gate_start if gate is None else gate
+        _check_gate(gate)
+        if (gate == "none") != (self.gate is None):
+            raise SettingError(
+                f"Expected a gate as the layer was built ({self.gate_start!r}); got {gate!r}. "
+                "Whether there is a gate is settled when the layer is built."
+            )
+        with torch.no_grad():
+            fresh = torch.empty(self.A.shape, device=generator.device)
+            self.A.copy_(nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator))
+            self.Bt.zero_()
+            if self.gate is not None:
+                ones = torch.ones(self.r, device=generator.device)
+                self.gate.copy_(ones if gate == "ones" else ones.normal_(generator=generator))
+
+    def delta(self) -> Tensor:
+        """Return what the branch adds to the weight, ``(out, in)`` in fp32: ``scale * B diag(w) A``."""
+        return torch.mm(self.gated().t(), self.A).mul(self.scale)
+
+    def gated(self) -> Tensor:
+        """Return ``Bt`` with the gate folded in, ``(r, out)``."""
+        return self.Bt if self.gate is None else self.gate[:, None] * self.Bt
+
+    @torch.no_grad()
+    def merge_(self) -> None:
+        """Add the branch to the frozen weight, summed in fp32, and zero B; outputs stay what they were.
+
+        A weight in bf16 loses the small part of the sum; keep merged backbones in fp32.
+        """
+        self.base.weight.copy_(self.base.weight.float() + self.delta())
+        self.Bt.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        return lora_linear(x, self.base.weight, self.base.bias, self.A, self.Bt, self.gate, self.scale)
+
+
+class LoRASet:
+    """The branches of one model, in one flat fp32 buffer with one flat gradient.
+
+    Every ``A``, ``Bt`` and ``gate`` is a view of :meth:`arena`, and its gradient a view of the arena's
+    gradient, so that the optimizer's step, zeroing, norms and thresholds are single operations. The order is
+    all ``A``, all ``Bt``, all gates. Made by :func:`adapt`.
+
+    Args:
+        model: The model that the layers stand in.
+        layers: Name in ``model`` to layer, all on one device.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
+        """Move the layers' parameters into the buffers."""
+        self.model = model
+        self.layers = tuple(layers.items())
+        each = [layer for _, layer in self.layers]
+        self._leaves: tuple[nn.Parameter, ...] = (
+            *(layer.A for layer in each),
+            *(layer.Bt for layer in each),
+            *(layer.gate for layer in each if layer.gate is not None),
+        )
+        self._gates = sum(layer.r for layer in each if layer.gate is not None)
+        self._arena = FixedGradParameter(torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves]))
+        flat = self._arena.detach()
+        self._arena.grad = torch.zeros_like(flat)
+        grad, start = self._arena.grad, 0
+        for leaf in self._leaves:
+            here = slice(start, start + leaf.numel())
+            leaf.data = flat[here].view_as(leaf)
+            leaf.grad = grad[here].view_as(leaf)
+            start += leaf.numel()
+
+    def __len__(self) -> int:
+        """Return the number of adapted layers."""
+        return len(self.layers)
+
+    @property
+    def trainable_count(self) -> int:
+        """Number of trainable scalars, gates included."""
+        return self._arena.numel()
+
+    def arena(self) -> nn.Parameter:
+        """Return the flat parameter ``(n,)`` for the optimizer; its ``grad`` is the flat gradient.
+
+        Raises:
+            SettingError: The model was moved or cast after :func:`adapt`.
+        """
+        at, first, last = self._arena, self._leaves[0], self._leaves[-1]
+        end = at.data_ptr() + (at.numel() - last.numel()) * at.element_size()
+        if first.data_ptr() != at.data_ptr() or last.data_ptr() != end or last.device != at.device:
+            raise SettingError(
+                "Expected the adapters where they were built; got a model that was moved or cast since. "
+                "Move the model first, then adapt it."
+            )
+        return at
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters in the arena's order."""
+        yield from self._leaves
+
+    def zero_grad(self) -> None:
+        """Zero every gradient in one operation."""
+        self.arena().grad = None
+
+    def gates(self) -> Tensor:
+        """Return every gate as one flat, writable view ``(layers * r,)``, outside the graph."""
+        flat = self.arena().detach()
+        return flat[flat.numel() - self._gates :]
+
+    def reset(self, generator: torch.Generator, gate: Gate | None = None) -> None:
+        """Draw fresh branches everywhere, see :meth:`LoRALinear.reset`; the gradients are zeroed."""
+        for _, layer in self.layers:
+            layer.reset(generator, gate)
+        self.zero_grad()
+
+    def merge_(self) -> None:
+        """Merge every branch into its frozen weight, see :meth:`LoRALinear.merge_`."""
+        for _, layer in self.layers:
+            layer.merge_()
+
+    def remove(self) -> nn.Module:
+        """Put the plain linear layers back, dropping what was not merged, and return the model."""
+        for name, layer in self.layers:
+            _replace(self.model, name, layer.base)
+        return self.model
+
+    def named_tensors(self, *, with_base: bool = False) -> dict[str, Tensor]:
+        """Return the state for a checkpoint, as views: ``<layer>.A``, ``.Bt``, ``.gate``.
+
+        Args:
+            with_base: Add ``<layer>.weight``, which a method that merges has changed.
+        """
+        state: dict[str, Tensor] = {}
+        for name, layer in self.layers:
+            base = layer.base.weight if with_base else None
+            parts = {"A": layer.A, "Bt": layer.Bt, "gate": layer.gate, "weight": base}
+            state |= {f"{name}.{part}": t.detach() for part, t in parts.items() if t is not None}
+        return state
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy back what :meth:`named_tensors` returned, with or without the base weights.
+
+        Raises:
+            RecordError: A name or a shape is not this set's; nothing is changed then.
+        """
+        mine = self.named_tensors(with_base=any(name.endswith(".weight") for name in tensors))
+        odd = sorted(mine.keys() ^ tensors.keys())
+        odd += [name for name in mine.keys() & tensors.keys() if mine[name].shape != tensors[name].shape]
+        if odd:
+            raise RecordError(
+                f"Expected the tensors of {len(self)} adapted layers; got other names or shapes: "
+                f"{', '.join(odd[:3])} ({len(odd)} in all). Adapt the same layers, with the same settings."
+            )
+        for name, tensor in tensors.items():
+            mine[name].copy_(tensor)
+
+
+def adapt(
+    model: nn.Module,
+    *,
+    r: int,
+    targets: str | Sequence[str],
+    generator: torch.Generator,
+    alpha: float | None = None,
+    gate: Gate = "none",
+) -> LoRASet:
+    """Freeze a model and put a fresh low-rank branch beside each target layer; outputs stay what they were.
+
+    Args:
+        model: Changed in place; must already be on its device.
+        r: Rank of every branch.
+        targets: A regular expression that a layer's whole name must match, or names: a name without dots
+            stands for every layer whose name ends in it, a name with dots for one layer.
+        generator: Source of the fresh branches.
+        alpha: The branch is multiplied by ``alpha / r``; none means by 1.
+        gate: How gates start, see :class:`LoRALinear`.
+
+    Raises:
+        NotRegisteredError: A target is no layer of the model.
+        SettingError: A target is not an ``nn.Linear``, or a setting is out of range.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> lora = adapt(model, r=2, targets="[02]", generator=torch.Generator().manual_seed(0))
+        >>> optimizer = torch.optim.AdamW([lora.arena()], fused=True)
+        >>> lora.trainable_count, [name for name, _ in lora.layers]
+        (44, ['0', '2'])
+    """
+    known = dict(model.named_modules())
+    chosen: dict[str, LoRALinear] = {}
+    for name in _matching(known, targets):
+        base = known[name]
+        if not isinstance(base, nn.Linear):
+            raise SettingError(
+                f"Expected nn.Linear layers as targets; {name!r} is a {type(base).__name__}. "
+                "Name other layers; for attention of open_clip call clgym.backbones.unfold_attention first."
+            )
+        chosen[name] = LoRALinear(base, r, scale=1.0 if alpha is None else alpha / r, gate=gate)
+    model.requires_grad_(False)
+    for name, layer in chosen.items():
+        _replace(model, name, layer)
+    lora = LoRASet(model, chosen)
+    lora.reset(generator)
+    return lora
+
+
+def export_peft(lora_set: LoRASet, folder: str | Path, base_model_name: str) -> None:
+    """Write the branches as an adapter of the ``peft`` package, which loads onto the same, unfolded model.
+
+    The gate is folded into B. Frozen weights that were merged into are not part of such a file.
+
+    Args:
+        lora_set: What to write.
+        folder: Made if missing.
+        base_model_name: Noted as the model that the adapter belongs to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in lora_set.layers:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.A.detach().clone()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.gated().detach().t().contiguous()
+    save_file(tensors, folder / _PEFT_WEIGHTS, metadata={"format": "pt"})
+    first = lora_set.layers[0][1]
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model_name,
+        "r": first.r,
+        "lora_alpha": first.scale * first.r,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        # peft matches listed names by their endings, which takes visual.transformer for transformer.
+        "target_modules": "|".join(re.escape(name) for name, _ in lora_set.layers),
+    }
+    (folder / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def import_peft(folder: str | Path, lora_set: LoRASet) -> None:
+    """Read an adapter of the ``peft`` package into the branches; gates are set to one.
+
+    Args:
+        folder: Holds ``adapter_model.safetensors`` and ``adapter_config.json``.
+        lora_set: Adapted on the same layers with the same rank; any ``alpha``.
+
+    Raises:
+        SourceMissingError: A file is not there.
+        SourceError: The adapter is of another kind, or of other layers or ranks; nothing is changed then.
+    """
+    folder = Path(folder)
+    for file in (_PEFT_WEIGHTS, _PEFT_CONFIG):
+        if not (folder / file).is_file():
+            raise SourceMissingError(
+                f"Expected {file} in {folder}; got no such file. Write it with peft's save_pretrained."
+            )
+    config: dict[str, Any] = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8"))
+    refused = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+    variants = [key for key in refused if config.get(key)]
+    if config.get("peft_type") != "LORA" or variants:
+        raise SourceError(
+            f"Expected a plain LoRA adapter in {folder}; got peft_type={config.get('peft_type')!r} with "
+            f"{', '.join(variants) or 'no options'}. Export one rank and one alpha, without DoRA."
+        )
+    tensors = load_file(folder / _PEFT_WEIGHTS)
+    want: dict[str, Tensor] = {}
+    for name, layer in lora_set.layers:
+        want[f"base_model.model.{name}.lora_A.weight"] = layer.A
+        want[f"base_model.model.{name}.lora_B.weight"] = layer.Bt.t()
+    odd = sorted(want.keys() ^ tensors.keys())
+    odd += [key for key in want.keys() & tensors.keys() if want[key].shape != tensors[key].shape]
+    if odd:
+        raise SourceError(
+            f"Expected an adapter of {len(lora_set)} adapted layers in {folder}; got other layers or ranks: "
+            f"{', '.join(odd[:3])} ({len(odd)} in all). Adapt the layers that the file names, with its rank."
+        )
+    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+    for name, layer in lora_set.layers:
+        layer.A.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
+        layer.Bt.copy_(tensors[f"base_model.model.{name}.lora_B.weight"].t() * (scale / layer.scale))
+        if layer.gate is not None:
+            layer.gate.fill_(1.0)
+
+
+def _check_gate(gate: str) -> None:
+    if gate not in get_args(Gate):
+        raise SettingError(f"Expected gate to be one of {get_args(Gate)}; got {gate!r}. Choose one of them.")
+
+
+def _matching(known: Iterable[str], targets: str | Sequence[str]) -> list[str]:
+    """Return the known names that the targets stand for, in the model's order."""
+    names = [name for name in known if name]
+    if isinstance(targets, str):
+        pattern = re.compile(targets)
+        found = {name for name in names if pattern.fullmatch(name)}
+        if not found:
+            raise NotRegisteredError.among("layer", targets, names)
+    else:
+        found = set()
+        for target in targets:
+            hits = [name for name in names if name == target or name.rpartition(".")[2] == target]
+            if not hits:
+                raise NotRegisteredError.among("layer", target, names)
+            found.update(hits)
+    return [name for name in names if name in found]
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, layer)

@@ -1,0 +1,99 @@
+"""Memories of past samples, kept as uint8 and read task by task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Prompts = tuple[tuple[str, ...], ...]
+
+
+class SampleMemory:
+    """A reservoir: after ``n`` distinct samples, each is held with probability ``size / n`` (Vitter 1985).
+
+    Args:
+        size: Largest number of samples held; 0 holds all.
+        generator: Draws what is replaced and what is read.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        """Start empty."""
+        self.size, self._generator = size, generator
+        self.prompts: list[Prompts] = []
+        self._columns: dict[str, Tensor] = {}
+        self._held = 0
+        self._seen: set[int] = set()
+
+    def __len__(self) -> int:
+        """Return how many samples are held."""
+        return self._held
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of the images held."""
+        return self["images"].numel() if self._held else 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return ``"images"`` uint8 ``(n, ...)``, or ``"targets"``, ``"tasks"`` or ``"ids"``, int64 ``(n,)``."""
+        return self._columns[name][: self._held]
+
+    def begin_task(self, prompts: Prompts) -> None:
+        """Open a task; samples added from here on belong to it."""
+        self.prompts.append(prompts)
+
+    def add(self, images: Tensor, targets: Tensor, ids: Tensor) -> None:
+        """Offer a batch of the current task; a sample met before, by its id, is not offered again."""
+        task = torch.tensor(len(self.prompts) - 1)
+        for i, id in enumerate(ids.tolist()):
+            if id in self._seen:
+                continue
+            place = self._held
+            if self.size and len(self._seen) >= self.size:
+                place = int(torch.randint(len(self._seen) + 1, (), generator=self._generator))
+            self._seen.add(id)
+            if not self.size or place < self.size:
+                self._put(place, {"images": images[i], "targets": targets[i], "tasks": task, "ids": ids[i]})
+
+    def _put(self, place: int, sample: dict[str, Tensor]) -> None:
+        for name, value in sample.items():
+            column = self._columns.get(name)
+            if column is None or place >= len(column):
+                grown = value.new_empty((max(64, 2 * place), *value.shape))
+                if column is not None:
+                    grown[: len(column)] = column
+                self._columns[name] = column = grown
+            column[place] = value
+        self._held = max(self._held, place + 1)
+
+    def draw(self, size: int, *, before: int | None = None) -> tuple[Tensor, Tensor, Prompts] | None:
+        """Return images, targets and prompts of up to ``size`` samples of one task, or ``None`` if there are none.
+
+        The task is drawn uniformly from those held; ``before`` leaves out it and the later ones.
+        """
+        if not self._held:
+            return None
+        tasks = self["tasks"]
+        known = tasks.unique()
+        known = known if before is None else known[known < before]
+        if not len(known):
+            return None
+        task = known[torch.randint(len(known), (), generator=self._generator)]
+        of_task = (tasks == task).nonzero().flatten()
+        chosen = of_task[torch.randperm(len(of_task), generator=self._generator)[:size]]
+        return self["images"][chosen], self["targets"][chosen], self.prompts[int(task)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is held, and which samples have been met."""
+        seen = torch.tensor(sorted(self._seen), dtype=torch.int64)
+        held = {f"memory.{name}": self[name] for name in self._columns}
+        return {"memory.seen": seen, "memory.prompts": self.prompts, **held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._seen = set(state["memory.seen"].tolist())
+        self.prompts = [tuple(tuple(templates) for templates in task) for task in state["memory.prompts"]]
+        names = ("images", "targets", "tasks", "ids")
+        self._columns = {name: state[f"memory.{name}"].clone() for name in names if f"memory.{name}" in state}
+        self._held = len(self._columns["ids"]) if self._columns else 0

@@ -1,0 +1,124 @@
+"""The order of a stream's events, addressable by position, so that a stream can be resumed anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from clgym.events import IntArray
+from clgym.scenario import Teaching
+
+
+class Step(NamedTuple):
+    """One event to be: its kind, the task it belongs to, and which part of that task's data it shows.
+
+    Attributes:
+        kind: ``"ask"`` is a question about training data, prequential; ``"query"`` about test data.
+        task: Task, from 0.
+        batch: Number of the training batch within the task (``"train"``, ``"ask"``).
+        point: Evaluation point (``"query"``).
+        start: First question (``"query"``).
+        stop: One past the last question (``"query"``).
+    """
+
+    kind: Literal["start", "train", "ask", "end", "query", "over"]
+    task: int = -1
+    batch: int = 0
+    point: int = -1
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """When an evaluation takes place.
+
+    Attributes:
+        after: Tasks finished so far; row of ``R``.
+        step: ``Train`` events of the running task so far; 0 at a task boundary.
+    """
+
+    after: int
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps of a stream and its evaluation points."""
+
+    steps: tuple[Step, ...]
+    points: tuple[Point, ...]
+    train_steps: tuple[int, ...]
+
+
+def plan(train_sizes: Sequence[int], test_sizes: Sequence[int], teaching: Teaching) -> Plan:
+    """Lay out a stream: every task asked before training, then each task taught and every task asked again.
+
+    Args:
+        train_sizes: Training samples per task.
+        test_sizes: Test samples per task.
+        teaching: The protocol's constants.
+    """
+    steps: list[Step] = []
+    points: list[Point] = []
+
+    def ask(point: Point, tasks: range, size: int | None) -> None:
+        for j in tasks:
+            n = test_sizes[j] if size is None else min(size, test_sizes[j])
+            for start in range(0, n, teaching.query_size):
+                stop = min(start + teaching.query_size, n)
+                steps.append(Step("query", j, 0, len(points), start, stop))
+        points.append(point)
+
+    everything = range(len(train_sizes))
+    lengths = tuple(train_length(n, teaching) for n in train_sizes)
+    ask(Point(0), everything, None)
+    for t, length in enumerate(lengths):
+        steps.append(Step("start", t))
+        for k in range(length):
+            if teaching.prequential:
+                steps.append(Step("ask", t, k))
+            steps.append(Step("train", t, k))
+            if teaching.probe_every and (k + 1) % teaching.probe_every == 0 and k + 1 < length:
+                ask(Point(t, k + 1), range(t + 1), teaching.probe_size)
+        steps.append(Step("end", t))
+        ask(Point(t + 1), everything, None)
+    steps.append(Step("over"))
+    return Plan(tuple(steps), tuple(points), lengths)
+
+
+def train_length(samples: int, teaching: Teaching) -> int:
+    """Return the number of ``Train`` events of a task with so many samples.
+
+    >>> [train_length(n, Teaching(batch_size=4, passes=2)) for n in (4, 5, 9)]
+    [2, 4, 6]
+    """
+    return teaching.steps or teaching.passes * -(-samples // teaching.batch_size)
+
+
+def batch_index(samples: int, batch: int, teaching: Teaching, entropy: Sequence[int]) -> IntArray:
+    """Return which samples training batch ``batch`` of a task holds, int64 ``(B,)``.
+
+    Passes are fresh permutations laid end to end. With ``teaching.steps`` every batch is full and may
+    span two passes; otherwise a pass ends with what is left.
+
+    Args:
+        samples: Training samples of the task.
+        batch: Number of the batch within the task.
+        teaching: The protocol's constants.
+        entropy: Integers that fix the permutations: lifetime and task.
+    """
+
+    def permutation(number: int) -> IntArray:
+        return np.random.default_rng([*entropy, number]).permutation(samples)
+
+    size = teaching.batch_size
+    if teaching.steps:
+        first, last = batch * size // samples, ((batch + 1) * size - 1) // samples
+        runs = np.concatenate([permutation(number) for number in range(first, last + 1)])
+        return runs[batch * size - first * samples :][:size]
+    number, within = divmod(batch, -(-samples // size))
+    return permutation(number)[within * size : (within + 1) * size]

@@ -1,0 +1,172 @@
+"""Finds agents and scenarios: one file, one family; ids are read without importing anything.
+
+A class in ``agents/codyra.py`` whose body says ``spec = AgentSpec(id="codyra-v0", ...)`` is the agent
+``codyra-v0``, and ``codyra`` means its newest version. Other packages join by the entry-point groups
+``clgym.agents`` and ``clgym.scenarios``, each entry named by its id.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+
+from clgym.agent import Agent, AgentSpec, Setup
+from clgym.env import ContinualEnv
+from clgym.errors import NotRegisteredError, SettingError
+from clgym.scenario import Scenario, ScenarioSpec
+
+Room = Literal["agents", "scenarios"]
+SPECS: dict[str, type[AgentSpec] | type[ScenarioSpec]] = {
+    "AgentSpec": AgentSpec,
+    "ScenarioSpec": ScenarioSpec,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a registered class is.
+
+    Attributes:
+        spec: Its spec.
+        module: Dotted name of its module.
+        name: Name of the class.
+        path: Its file.
+    """
+
+    spec: Any
+    module: str
+    name: str
+    path: Path
+
+    def load(self) -> type[Any]:
+        """Import and return the class."""
+        return getattr(importlib.import_module(self.module), self.name)  # type: ignore[no-any-return]
+
+
+@cache
+def entries(room: Room) -> dict[str, Entry]:
+    """Return everything registered in a room by id, read from the sources; nothing is imported."""
+    folder = Path(__file__).parent / room
+    found = [
+        entry for path in sorted(folder.glob("*.py")) for entry in read(path, f"clgym.{room}.{path.stem}")
+    ]
+    for point in importlib.metadata.entry_points(group=f"clgym.{room}"):
+        found.append(_foreign(point))
+    return {entry.spec.id: entry for entry in sorted(found, key=lambda entry: entry.spec.id)}
+
+
+def read(path: Path, module: str) -> Iterator[Entry]:
+    """Yield the classes of a file that state a spec, without running the file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for line in node.body:
+            match line:
+                case ast.Assign(
+                    targets=[ast.Name(id="spec")], value=ast.Call(func=ast.Name(id=kind)) as call
+                ):
+                    values = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                    yield Entry(SPECS[kind](**values), module, node.name, path)
+
+
+def _foreign(point: importlib.metadata.EntryPoint) -> Entry:
+    module, _, name = point.value.partition(":")
+    found = point.load()
+    return Entry(found.spec, module, name, Path(inspect.getfile(found)))
+
+
+def find(room: Room, id: str) -> Entry:
+    """Return what is registered under an id; without ``-vN`` the newest version.
+
+    Raises:
+        NotRegisteredError: Nothing is; the message names the nearest id.
+    """
+    known = entries(room)
+    if id in known:
+        return known[id]
+    versions = [name for name in known if name.rpartition("-v")[0] == id]
+    if not versions:
+        raise NotRegisteredError.among(room[:-1], id, known)
+    return known[max(versions, key=lambda name: int(name.rpartition("-v")[2]))]
+
+
+def settings(room: Room, id: str) -> dict[str, Any]:
+    """Return the settings of an agent or scenario and their defaults, from its signature."""
+    parameters = inspect.signature(find(room, id).load()).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _construct(room: Room, entry: Entry, *args: Any, **chosen: Any) -> Any:
+    """Call the class with settings, naming the nearest when one is unknown."""
+    known = settings(room, entry.spec.id)
+    if unknown := set(chosen) - set(known):
+        name = sorted(unknown)[0]
+        raise SettingError(str(NotRegisteredError.among(f"setting of {entry.spec.id}", name, known)))
+    return entry.load()(*args, **chosen)
+
+
+def build(scenario: str, render_mode: str | None = None, **chosen: Any) -> ContinualEnv:
+    """Build the bare environment of a scenario; the entry point that Gymnasium calls."""
+    return ContinualEnv(_construct("scenarios", find("scenarios", scenario), **chosen), render_mode)
+
+
+def make(id: str, **chosen: Any) -> gymnasium.Env[Any, Any]:
+    """Build the environment of a scenario, as ``gymnasium.make("clgym/<id>")`` does.
+
+    Args:
+        id: Scenario id, such as ``"CLIP-MTIL-v0"``.
+        **chosen: The scenario's settings and Gymnasium's own (``render_mode``, ``disable_env_checker``).
+
+    Raises:
+        NotRegisteredError: No scenario has that id.
+        SettingError: A setting is unknown or out of range.
+    """
+    return gymnasium.make(f"clgym/{find('scenarios', id).spec.id}", **chosen)
+
+
+def make_agent(
+    id: str, env: gymnasium.Env[Any, Any], seed: int = 0, *, device: str = "auto", **chosen: Any
+) -> Agent:
+    """Build an agent for an environment.
+
+    Args:
+        id: Agent id, such as ``"codyra"``.
+        env: Environment it will act in; it need not have been reset.
+        seed: Fixes the agent's own randomness.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        **chosen: The agent's settings.
+
+    Raises:
+        NotRegisteredError: No agent has that id.
+        SettingError: A setting is unknown or out of range, or the agent does not take the scenario's inputs.
+    """
+    entry = find("agents", id)
+    scenario: Scenario = env.unwrapped.scenario  # type: ignore[attr-defined]
+    if scenario.spec.modality not in entry.spec.modalities:
+        raise SettingError(
+            f"Expected an agent for {scenario.spec.modality} inputs; got {id!r}, which takes "
+            f"{' and '.join(entry.spec.modalities)}. Choose another agent (clgym list)."
+        )
+    setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, seed, device)
+    agent: Agent = _construct("agents", entry, setup, **chosen)
+    return agent
+
+
+def register_scenarios() -> None:
+    """Enter every scenario in Gymnasium's registry as ``clgym/<id>``."""
+    for id in entries("scenarios"):
+        gymnasium.register(
+            id=f"clgym/{id}",
+            entry_point="clgym.registry:build",
+            kwargs={"scenario": id},
+            disable_env_checker=True,
+        )

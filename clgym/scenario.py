@@ -1,0 +1,138 @@
+"""A scenario: a finite stream of tasks, and how they are taught and asked about."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from clgym.events import Inputs, IntArray
+
+
+class Data(Protocol):
+    """Labelled samples, read by index; the labels lie in memory, the inputs need not.
+
+    Attributes:
+        targets: Labels, int64 ``(N,)``, indices into the task's classes.
+        decodes: Whether reading costs enough to be worth doing ahead, in threads.
+    """
+
+    @property
+    def targets(self) -> IntArray:
+        """Labels, int64 ``(N,)``."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether :meth:`batch` decodes files rather than slicing memory."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def batch(self, index: IntArray, rng: np.random.Generator | None = None) -> Inputs:
+        """Return fresh inputs at ``index``; ``rng`` draws the training augmentation, ``None`` is the test view."""
+
+    def fingerprint(self) -> str:
+        """Return a sha256 (64 hex digits) that changes whenever any sample or label does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of a stream.
+
+    Attributes:
+        name: Short name, such as ``"aircraft"``.
+        description: One sentence.
+        classes: Class names in label order.
+        prompts: For each class its filled prompt templates, the training one first.
+        train: Training data.
+        test: Held-out data.
+    """
+
+    name: str
+    description: str
+    classes: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    train: Data
+    test: Data
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioSpec:
+    """What a scenario is, in words and constants.
+
+    Attributes:
+        id: Name and version, such as ``"CLIP-MTIL-v0"``; the version moves when a change moves any number.
+        title: One line.
+        paper: Where the protocol was defined: arXiv id or DOI.
+        kind: The survey's scenario kind (arXiv:2302.00487, table 1).
+        modality: What an input is.
+        description: A paragraph for ``clgym info``.
+        metrics: Ids of the metrics that its reports show, in order.
+        licences: ``(data, licence)`` pairs.
+        superseded_by: Id of the version to use instead, or ``""``.
+    """
+
+    id: str
+    title: str
+    paper: str
+    kind: Literal["task-incremental", "class-incremental", "domain-incremental", "task-free", "online"]
+    modality: Literal["image", "text"]
+    description: str
+    metrics: tuple[str, ...]
+    licences: tuple[tuple[str, str], ...] = ()
+    superseded_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """How a stream is taught and asked: the scenario's constants, so that all agents have one budget.
+
+    Attributes:
+        batch_size: Samples of a ``Train`` event.
+        steps: ``Train`` events per task, every batch full; 0 means ``passes`` decides.
+        passes: Passes over each training set when ``steps`` is 0; the last batch of a pass may be smaller.
+        query_size: Largest number of questions of a ``Query``.
+        task_given: Whether events say which task they belong to.
+        labels: ``"task"``: a query's candidates are its task's classes; ``"union"``: those of all tasks.
+        needs_scores: Whether log-probabilities are required rather than labels.
+        probe_every: Ask about all tasks seen so far every so many ``Train`` events; 0 is never.
+        probe_size: Questions per task at such a point.
+        prequential: Ask every training batch as a ``Query`` before it is shown with labels.
+    """
+
+    batch_size: int = 32
+    steps: int = 0
+    passes: int = 1
+    query_size: int = 256
+    task_given: bool = True
+    labels: Literal["task", "union"] = "task"
+    needs_scores: bool = False
+    probe_every: int = 0
+    probe_size: int = 64
+    prequential: bool = False
+
+
+class Scenario(ABC):
+    """Subclass this in ``scenarios/<name>.py``: fill in ``spec``, settings after ``*``, and ``tasks``.
+
+    Attributes:
+        teaching: The protocol's constants, set by ``__init__`` from its settings.
+        backbone: Name of the pre-trained model the scenario is meant for; see :mod:`clgym.backbones`.
+        shape: ``(H, W, 3)`` of an image input, or ``()`` for text.
+        classes: Largest number of candidates of a query.
+        source: The source's name, part of a run's identity.
+    """
+
+    spec: ClassVar[ScenarioSpec]
+    teaching: Teaching
+    backbone: str
+    shape: tuple[int, ...]
+    classes: int
+    source: str
+
+    @abstractmethod
+    def tasks(self, rng: np.random.Generator) -> Sequence[Task]:
+        """Return the tasks in the order they are learned; ``rng`` draws orders and few-shot samples."""

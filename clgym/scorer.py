@@ -1,0 +1,192 @@
+"""Keeps the labels, and what was made of the answers to them; nothing here is shown to an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clgym.errors import RecordError
+from clgym.events import Array, IntArray
+from clgym.metrics import METRICS, Probes, scores
+from clgym.plan import Point
+
+COLUMNS = {
+    "point": np.int32,
+    "task": np.int16,
+    "question": np.int32,
+    "prediction": np.int32,
+    "log_prob": np.float32,
+    "entropy": np.float32,
+    "margin": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The accuracy matrix of a stream and every metric that follows from it.
+
+    Attributes:
+        tasks: Task names, in order.
+        R: float64 ``(T + 1, T)`` in [0, 1]; row 0 before training, row ``t`` after task ``t``; NaN where
+            not measured.
+        metrics: Metric id to value, unrounded.
+    """
+
+    tasks: tuple[str, ...]
+    R: npt.NDArray[np.float64]
+    metrics: dict[str, float]
+
+    def __str__(self) -> str:
+        """Lay out the matrix in percent, then the metrics."""
+        width = max(9, *(len(name) for name in self.tasks))
+        lines = ["after".ljust(width) + "".join(f" {name[:8]:>8}" for name in self.tasks)]
+        for name, row in zip(("zero-shot", *self.tasks), self.R, strict=True):
+            cells = "".join(" " * 8 + "-" if np.isnan(a) else f" {100 * a:8.1f}" for a in row)
+            lines.append(name.ljust(width) + cells)
+        lines.append("")
+        lines += [f"{METRICS[id].title}: {value:.4f}" for id, value in self.metrics.items()]
+        return "\n".join(lines)
+
+
+class Scorer:
+    """Counts right answers by (evaluation point, task asked about) and logs every prediction.
+
+    Args:
+        tasks: Task names.
+        labels: Per task, the labels of its questions within the candidates, int64 ``(n_j,)``.
+        points: The stream's evaluation points.
+        questions: Answers that the whole stream will ask for.
+        batches: Training batches that are asked before they are shown; 0 unless prequential.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        labels: Sequence[IntArray],
+        points: Sequence[Point],
+        questions: int,
+        batches: int = 0,
+    ) -> None:
+        """Start with nothing asked."""
+        self.tasks, self.points = tuple(tasks), tuple(points)
+        self._labels = tuple(labels)
+        shape = (len(self.points), len(self.tasks))
+        self._right, self._asked = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._log = {name: np.empty(questions, dtype) for name, dtype in COLUMNS.items()}
+        self._online = np.empty(batches, np.float64)
+        self._logged = self._batches = 0
+
+    def add(self, point: int, task: int, start: int, answer: Array) -> float:
+        """Score the answers to questions ``start, start + 1, ...`` of a task; return their mean in [0, 1].
+
+        Args:
+            point: Evaluation point.
+            task: Task asked about.
+            start: First question.
+            answer: Labels int64 ``(B,)`` or log-probabilities ``(B, C)``.
+        """
+        n = len(answer)
+        rows = slice(self._logged, self._logged + n)
+        self._log["point"][rows], self._log["task"][rows] = point, task
+        self._log["question"][rows] = np.arange(start, start + n)
+        prediction = self._describe(answer, rows)
+        right = int((prediction == self._labels[task][start : start + n]).sum())
+        self._right[point, task] += right
+        self._asked[point, task] += n
+        self._logged += n
+        return right / n
+
+    def add_online(self, answer: Array, label: IntArray) -> float:
+        """Score a batch that is about to be trained on; return its accuracy in [0, 1]."""
+        prediction = answer if answer.ndim == 1 else answer.argmax(axis=1)
+        accuracy = float((prediction == label).mean())
+        self._online[self._batches] = accuracy
+        self._batches += 1
+        return accuracy
+
+    def _describe(self, answer: Array, rows: slice) -> Array:
+        if answer.ndim == 1:
+            prediction = answer
+            for name in ("log_prob", "entropy", "margin"):
+                self._log[name][rows] = np.nan
+        else:
+            prediction = answer.argmax(axis=1)
+            top = np.sort(answer, axis=1)[:, -2:]
+            self._log["log_prob"][rows] = top[:, -1]
+            self._log["margin"][rows] = top[:, -1] - top[:, 0] if answer.shape[1] > 1 else np.inf
+            p = np.exp(answer)
+            self._log["entropy"][rows] = -(p * np.where(p > 0, answer, 0)).sum(axis=1)
+        self._log["prediction"][rows] = prediction
+        return prediction
+
+    def predictions(self) -> dict[str, Array]:
+        """Return the log so far, one array per column of ``predictions.parquet``."""
+        return {name: column[: self._logged] for name, column in self._log.items()}
+
+    def grid(self) -> npt.NDArray[np.float64]:
+        """Return accuracy by (evaluation point, task), NaN where nothing was asked."""
+        with np.errstate(invalid="ignore"):
+            return self._right / self._asked
+
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """Return ``R``, float64 ``(T + 1, T)``: the grid at task boundaries."""
+        return self.grid()[[p.step == 0 for p in self.points]]
+
+    def probes(self) -> Probes | None:
+        """Return accuracy inside tasks, or ``None`` where the scenario does not ask there."""
+        inside = [p.step > 0 for p in self.points]
+        if not any(inside):
+            return None
+        at = [p for p in self.points if p.step]
+        return Probes(np.array([p.after + 1 for p in at]), np.array([p.step for p in at]), self.grid()[inside])
+
+    def online(self) -> npt.NDArray[np.float64] | None:
+        """Return accuracy on each training batch before it was shown, or ``None`` if not asked."""
+        return self._online[: self._batches] if len(self._online) else None
+
+    def report(self, **references: Any) -> Report:
+        """Return the matrix and all metrics it allows; ``references`` as in :func:`clgym.metrics.scores`."""
+        R = self.matrix()
+        sizes = np.array([len(labels) for labels in self._labels])
+        extra = {"probes": self.probes(), "prequential": self.online(), "sizes": sizes, **references}
+        return Report(self.tasks, R, scores(R, **{k: v for k, v in extra.items() if v is not None}))
+
+    def rescore(self, predictions: Mapping[str, Array]) -> Report:
+        """Return the report of a log of predictions; nothing that was counted here is used.
+
+        Raises:
+            RecordError: A row names a point, task or question that the stream does not have.
+        """
+        point, task, question = (np.asarray(predictions[name]) for name in ("point", "task", "question"))
+        sizes = np.array([len(labels) for labels in self._labels])
+        known = (0 <= point) & (point < len(self.points)) & (0 <= task) & (task < len(sizes)) & (0 <= question)
+        known[known] &= question[known] < sizes[task[known]]
+        if not known.all():
+            row = int((~known).argmax())
+            raise RecordError(
+                f"Expected points below {len(self.points)}, tasks below {len(sizes)} and their questions; got point "
+                f"{point[row]}, task {task[row]}, question {question[row]} in row {row}. Score with the run's settings."
+            )
+        label = np.concatenate(self._labels)[np.append(0, sizes.cumsum())[task] + question]
+        again = Scorer(self.tasks, self._labels, self.points, 0)
+        np.add.at(again._asked, (point, task), 1)
+        np.add.at(again._right, (point, task), predictions["prediction"] == label)
+        return again.report()
+
+    def get_state(self) -> dict[str, Array]:
+        """Return what has been answered so far."""
+        counts = {"right": self._right.copy(), "asked": self._asked.copy()}
+        online = self._online[: self._batches].copy()
+        return {**counts, "online": online, **{k: v.copy() for k, v in self.predictions().items()}}
+
+    def set_state(self, state: dict[str, Array]) -> None:
+        """Continue from what :meth:`get_state` returned."""
+        self._right, self._asked = state["right"].copy(), state["asked"].copy()
+        self._logged, self._batches = len(state["point"]), len(state["online"])
+        self._online[: self._batches] = state["online"]
+        for name, column in self._log.items():
+            column[: self._logged] = state[name]

@@ -1,0 +1,147 @@
+"""The sets that events and answers belong to, as Gymnasium spaces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from clgym.events import Array, End, Event, Guess, Query, TaskEnd, TaskStart, Train
+
+
+class EventSpace(gymnasium.Space[Event]):
+    """Events of a stream whose inputs have one shape.
+
+    Args:
+        shape: ``(H, W, 3)`` of an image input, or ``()`` for text.
+        seed: Fixes :meth:`sample`.
+
+    Example:
+        >>> space = EventSpace((32, 32, 3), seed=0)
+        >>> space.sample() in space, TaskEnd(0) in space, "text" in space
+        (True, True, False)
+    """
+
+    def __init__(self, shape: tuple[int, ...], seed: int | None = None) -> None:
+        """Keep the shape of one input."""
+        self.input_shape = shape
+        super().__init__(None, None, seed)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """Events do not flatten to one array."""
+        return False
+
+    def sample(self, mask: Any = None, probability: Any = None) -> Event:
+        """Draw a random ``Train`` batch of two."""
+        del mask, probability
+        inputs: Any = ("a", "b")
+        if self.input_shape:
+            inputs = self.np_random.integers(0, 256, (2, *self.input_shape), dtype=np.uint8)
+        return Train(inputs, self.np_random.integers(0, 2, 2), np.arange(2))
+
+    def contains(self, x: Any) -> bool:
+        """Whether ``x`` is an event whose arrays have the right shape and dtype."""
+        match x:
+            case Train():
+                whole = self._inputs(x.inputs) and len(x.ids) == len(x.inputs) == len(x.targets)
+                return whole and x.ids.dtype == np.int64
+            case Query():
+                return self._inputs(x.inputs) and len(x.prompts) == len(x.candidates) > 0
+            case TaskStart():
+                return len(x.prompts) == len(x.classes)
+            case TaskEnd() | End():
+                return True
+        return isinstance(x, Event)
+
+    def _inputs(self, inputs: Any) -> bool:
+        if not self.input_shape:
+            return isinstance(inputs, tuple) and all(isinstance(text, str) for text in inputs)
+        image = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8
+        return image and inputs.shape[1:] == self.input_shape and len(inputs) > 0
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if of one input shape."""
+        return isinstance(other, EventSpace) and self.input_shape == other.input_shape
+
+    def __hash__(self) -> int:
+        """Hash the input shape."""
+        return hash(self.input_shape)
+
+    def __repr__(self) -> str:
+        """Name the space and its shape."""
+        return f"EventSpace({self.input_shape})"
+
+
+class AnswerSpace(gymnasium.Space[Any]):
+    """Answers to events: labels ``(B,)``, log-probabilities ``(B, C)``, a :class:`Guess`, or ``None``.
+
+    Membership says that ``x`` could answer *some* query of the stream; whether it answers the last one
+    is checked by ``step``.
+
+    Args:
+        classes: Largest number of candidates of a query.
+        seed: Fixes :meth:`sample`.
+
+    Example:
+        >>> space = AnswerSpace(3, seed=0)
+        >>> None in space, np.array([0, 2]) in space, np.array([3]) in space, space.sample() in space
+        (True, True, False, True)
+    """
+
+    def __init__(self, classes: int, seed: int | None = None) -> None:
+        """Keep the largest number of candidates."""
+        self.classes = classes
+        super().__init__(None, None, seed)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """Answers do not flatten to one array."""
+        return False
+
+    def sample(self, mask: Any = None, probability: Any = None) -> Guess:
+        """Draw an action that fits whatever is asked."""
+        del mask, probability
+        return Guess(int(self.np_random.integers(2**31)))
+
+    def contains(self, x: Any) -> bool:
+        """Whether ``x`` could answer some query."""
+        if x is None or isinstance(x, Guess):
+            return True
+        if not isinstance(x, np.ndarray) or not len(x):
+            return False
+        if x.dtype == np.int64:
+            return x.ndim == 1 and bool(((x >= 0) & (x < self.classes)).all())
+        return x.dtype in (np.float32, np.float64) and x.ndim == 2 and fault_of_scores(x) == ""
+
+    def __eq__(self, other: object) -> bool:
+        """Equal if of as many classes."""
+        return isinstance(other, AnswerSpace) and self.classes == other.classes
+
+    def __hash__(self) -> int:
+        """Hash the number of classes."""
+        return hash(self.classes)
+
+    def __repr__(self) -> str:
+        """Name the space and its size."""
+        return f"AnswerSpace({self.classes})"
+
+
+def fault_of_scores(scores: Array) -> str:
+    """Return what keeps ``scores`` ``(B, C)`` from being log-probabilities, or ``""``.
+
+    Each row's exponentials must sum to 1 within 1e-3; ``-inf`` is allowed, NaN is not.
+
+    >>> fault_of_scores(np.log([[0.5, 0.5]]))
+    ''
+    >>> fault_of_scores(np.array([[0.5, 0.5]]))
+    'rows whose exponentials sum to between 3.297 and 3.297'
+    """
+    if np.isnan(scores).any():
+        return f"NaN in row {int(np.isnan(scores).any(axis=1).argmax())}"
+    with np.errstate(over="ignore"):
+        total = np.exp(scores).sum(axis=1)
+    if not (np.abs(total - 1) < 1e-3).all():
+        return f"rows whose exponentials sum to between {total.min():.4g} and {total.max():.4g}"
+    return ""

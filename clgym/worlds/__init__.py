@@ -1,0 +1,1 @@
+"""Embedded worlds: small deterministic data sources that ship with the package."""
