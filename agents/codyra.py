@@ -106,7 +106,9 @@ class CoDyRA(Learner):
         """In the control, keep the loss away from the importances."""
         if self.gates == "random":
             assert self.lora is not None
-            self.lora.gate_gradients().zero_()
+            gradient = self.lora.arena().grad
+            assert gradient is not None
+            gradient[-len(self.lora.gates()) :].zero_()  # the arena ends with the gates
 
     def after_step(self) -> None:
         """Shrink the importances once the sparse part has begun."""

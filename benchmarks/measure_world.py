@@ -125,7 +125,9 @@ def evaluate(model: CLIP, all_tasks: list[Task]) -> NDArray[np.float64]:
     return np.asarray(accuracy)
 
 
-def fit(model: CLIP, streams: list[Task], steps: int, rate: float, budget: Budget, rng: np.random.Generator) -> None:
+def fit(
+    model: CLIP, streams: list[Task], steps: int, rate: float, budget: Budget, rng: np.random.Generator
+) -> None:
     """Train a fresh LoRA on the tasks (one drawn per step when there are several) and merge it."""
     trained = attach(model, budget.rank, torch.Generator().manual_seed(int(rng.integers(2**31))))
     optimizer = torch.optim.AdamW(trained, lr=rate)
@@ -138,7 +140,8 @@ def fit(model: CLIP, streams: list[Task], steps: int, rate: float, budget: Budge
         if len(queue) < budget.batch:
             queue = np.concatenate([queue, rng.permutation(len(task.train))])
         rows, queues[task.name] = queue[: budget.batch], queue[budget.batch :]
-        loss = loss_of(model, task, torch.from_numpy(rows))
+        with nn.utils.parametrize.cached():
+            loss = loss_of(model, task, torch.from_numpy(rows))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -202,15 +205,18 @@ def contact_sheet(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 2e-3, 5e-3])
     parser.add_argument("--joint-rates", type=float, nargs="*", default=[1e-3, 2e-3, 5e-3])
     parser.add_argument("--steps", type=int, default=Budget.steps)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sheet", type=Path, help="folder for the contact sheets")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     budget = Budget(steps=args.steps)
     if args.sheet:
         contact_sheet(args.sheet)
@@ -221,16 +227,38 @@ def main() -> None:
             for seed in args.seeds:
                 start = time.perf_counter()
                 matrix = np.atleast_2d(way(seed, rate, all_tasks, budget))
-                numbers = summary(matrix) if way is sequential else {"last": round(100 * float(matrix.mean()), 1)}
+                numbers = (
+                    summary(matrix) if way is sequential else {"last": round(100 * float(matrix.mean()), 1)}
+                )
                 seconds = round(time.perf_counter() - start, 1)
-                runs.append({"way": way.__name__, "rate": rate, "seed": seed, "seconds": seconds, **numbers, "matrix": matrix.round(4).tolist()})
+                runs.append(
+                    {
+                        "way": way.__name__,
+                        "rate": rate,
+                        "seed": seed,
+                        "seconds": seconds,
+                        **numbers,
+                        "matrix": matrix.round(4).tolist(),
+                    }
+                )
                 print(way.__name__, f"rate {rate:g} seed {seed} {seconds} s", numbers, flush=True)
                 print("   ", " ".join(f"{100 * a:.0f}" for a in matrix[-1]), flush=True)
     zero = evaluate(tiny_clip.load()[0], all_tasks)
-    print("zero-shot", dict(zip(pictures.DOMAINS, (100 * zero).round(1).tolist(), strict=True)), round(100 * zero.mean(), 1))
+    print(
+        "zero-shot",
+        dict(zip(pictures.DOMAINS, (100 * zero).round(1).tolist(), strict=True)),
+        round(100 * zero.mean(), 1),
+    )
     if args.out:
-        about = {"budget": vars(budget), "weights": tiny_clip.card()["sha256"], "torch": torch.__version__, "machine": platform.processor()}
-        args.out.write_text(json.dumps({**about, "zero_shot": zero.round(4).tolist(), "runs": runs}), encoding="utf-8")
+        about = {
+            "budget": vars(budget),
+            "weights": tiny_clip.card()["sha256"],
+            "torch": torch.__version__,
+            "machine": platform.processor(),
+        }
+        args.out.write_text(
+            json.dumps({**about, "zero_shot": zero.round(4).tolist(), "runs": runs}), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

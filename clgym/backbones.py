@@ -334,7 +334,9 @@ def _cached(config: dict[str, Any]) -> Path | None:
 
 def _reads_last_number(model: Any) -> bool:
     """Whether a text's feature is read off its highest token, and no token sees a later one."""
-    return getattr(model, "text_pool_type", None) == "argmax" and model.attn_mask is not None
+    if getattr(model, "text_pool_type", None) != "argmax":
+        return False
+    return model.attn_mask is not None and model.text_projection is not None
 
 
 def _encode_tokens(model: Any, tokens: Tensor) -> Tensor:

@@ -146,8 +146,6 @@ def _files(folder: Path, split: str) -> list[Path]:
 def _parquet_split(files: Sequence[Path]) -> _Split:
     store, labels, classes = read_parquet(files, "image", "label")
     place = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    if not len(labels):
-        raise SourceError(f"Expected images in {place}; got no rows. Add some, or remove the folder.")
     if labels.dtype == object:
         return _Split(place, store, labels, sorted(set(labels)))
     if not classes:
@@ -225,17 +223,20 @@ def read_parquet(
     import datasets  # type: ignore[import-untyped]
     import pyarrow as pa  # type: ignore[import-untyped]
 
-    counts = [(file, parquet_rows(file, image, label)) for file in files]
+    counts = [(file, rows) for file in files if (rows := parquet_rows(file, image, label))]
+    if not counts:
+        raise SourceError(f"Expected images in {files[0]}; got no rows. Add some, or remove the file.")
     cache = data_directory() / "arrow"
     try:
         with _no_progress_bars():
             table = datasets.Dataset.from_parquet(
-                [str(f) for f in files], cache_dir=str(cache), columns=[image, label]
+                [str(f) for f, _ in counts], cache_dir=str(cache), columns=[image, label]
             )
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         names = ", ".join(map(str, files))
+        cause = error.__cause__ or error
         raise SourceError(
-            f"Expected to convert {names} to Arrow in {cache}; got {type(error).__name__}: {error}. "
+            f"Expected to convert {names} to Arrow in {cache}; got {type(cause).__name__}: {cause}. "
             "Export the files again, or let CLGYM_DATA name a writable directory with enough space."
         ) from error
     feature = table.features[label]

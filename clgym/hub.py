@@ -176,11 +176,7 @@ SETS: dict[str, HubSet] = {
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """Return ``repo@revision`` of every set whose files are not all on this machine.
-
-    Raises:
-        NotRegisteredError: A name is not in :data:`SETS`.
-    """
+    """Return ``repo@revision`` of every set whose files are not all on this machine."""
     return [
         f"{data.repo}@{data.revision}"
         for data in map(_known, names)
@@ -337,7 +333,9 @@ def _reworded(data: HubSet, names: Sequence[str]) -> list[str | None]:
         if strange := [name for name in names if _plain(name) not in words]:
             raise _changed(data, f"class names like {next(iter(lists['names']))!r}", repr(strange[0]))
         return [words[_plain(name)] for name in names]
-    return [re.sub(r"^/\w/", "", name).replace("/", " ").replace("_", " ").strip() for name in names]
+    # '/c/church/outdoor' is a path in SUN397, but 'F/A-18' is an aircraft.
+    bare = [" ".join(name.split("/")[2:]) if name.startswith("/") else name for name in names]
+    return [name.replace("_", " ").strip() for name in bare]
 
 
 def _official(data: HubSet, names: Sequence[str], official: Sequence[str]) -> list[str]:

@@ -168,7 +168,7 @@ class EncodedImages:
         """Return the number of samples."""
         return len(self.targets)
 
-    def batch(self, index: IntArray, rng: np.random.Generator | None = None) -> Inputs:
+    def batch(self, index: IntArray, rng: np.random.Generator | None = None) -> npt.NDArray[np.uint8]:
         """Return fresh images ``(B, size, size, 3)``; see the class for the two views.
 
         Raises:
@@ -231,7 +231,7 @@ class ArrayImages:
         """Return the number of samples."""
         return len(self.targets)
 
-    def batch(self, index: IntArray, rng: np.random.Generator | None = None) -> Inputs:
+    def batch(self, index: IntArray, rng: np.random.Generator | None = None) -> npt.NDArray[np.uint8]:
         """Return a fresh copy ``(B, H, W, 3)``; both views are the image itself."""
         return np.take(self._inputs, index, axis=0)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import Agent, Footprint, Setup
-from clgym.backbones import load_clip, lora_targets
+from clgym.backbones import load_clip, lora_targets, unfold_attention
 from clgym.errors import SettingError
 from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
 from clgym.lora import Gate, LoRASet, adapt
@@ -66,6 +66,7 @@ class Learner(Agent):
         self.device = pick_device(setup.device)
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.backbone = load_clip(setup.backbone, self.device)
+        self.scale = math.exp(self.backbone.logit_scale)
         self.lora: LoRASet | None = None
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
@@ -81,7 +82,7 @@ class Learner(Agent):
             targets: ``"all"``, ``"vision"`` or ``"text"``: which encoders.
             gate: How importances start, see :class:`clgym.lora.LoRALinear`.
         """
-        model = self.backbone.model
+        model = unfold_attention(self.backbone.model)
         names = lora_targets(model, targets)
         return adapt(model, r=r, alpha=alpha or None, targets=names, gate=gate, generator=self.generator)
 
@@ -121,7 +122,7 @@ class Learner(Agent):
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Return scaled cosines ``(B, C)`` of images and L2-normalised text features ``(C, d)``."""
-        return self.backbone.scale * self.backbone.encode_images(images) @ texts.T
+        return self.scale * self.backbone.encode_images(images) @ texts.T
 
     def begin_task(self, event: TaskStart) -> None:
         """Build the task's optimizer over what :meth:`begin` returns."""

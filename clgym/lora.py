@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -78,10 +79,9 @@ class LoRALinear(nn.Module):
         super().__init__()
         widest = min(base.in_features, base.out_features)
         if not 1 <= r <= widest:
-            raise SettingError(
-                f"Expected 1 <= r <= {widest}, the smaller width of {base}; got r={r}. Choose another rank."
-            )
-        _check_gate(gate)
+            raise SettingError(f"Expected 1 <= r <= {widest}, a width of {base}; got r={r}. Lower the rank.")
+        if gate not in get_args(Gate):
+            raise SettingError(f"Expected gate in {get_args(Gate)}; got {gate!r}. Choose one of them.")
         self.base = base.requires_grad_(False)
         self.r, self.scale, self.gate_start = r, scale, gate
         device = base.weight.device
@@ -97,15 +97,12 @@ class LoRALinear(nn.Module):
             gate: ``"normal"`` draws N(0, 1), ``"ones"`` sets ones; by default as the layer was built.
 
         Raises:
-            SettingError: ``gate`` asks for a gate of a layer without one, or the other way round.
+            SettingError: ``gate`` is unknown, or says none where the layer has one or the reverse.
         """
         gate = self.gate_start if gate is None else gate
-        _check_gate(gate)
-        if (gate == "none") != (self.gate is None):
-            raise SettingError(
-                f"Expected a gate as the layer was built ({self.gate_start!r}); got {gate!r}. "
-                "Whether there is a gate is settled when the layer is built."
-            )
+        allowed = get_args(Gate)[:1] if self.gate is None else get_args(Gate)[1:]
+        if gate not in allowed:
+            raise SettingError(f"Expected gate in {allowed} for this layer; got {gate!r}. Build another.")
         with torch.no_grad():
             fresh = torch.empty(self.A.shape, device=generator.device)
             self.A.copy_(nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator))
@@ -113,6 +110,11 @@ class LoRALinear(nn.Module):
             if self.gate is not None:
                 ones = torch.ones(self.r, device=generator.device)
                 self.gate.copy_(ones if gate == "ones" else ones.normal_(generator=generator))
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight ``(out, in)``; models ask their layers for its dtype."""
+        return self.base.weight
 
     def delta(self) -> Tensor:
         """Return what the branch adds to the weight, ``(out, in)`` in fp32: ``scale * B diag(w) A``."""
@@ -126,9 +128,9 @@ class LoRALinear(nn.Module):
     def merge_(self) -> None:
         """Add the branch to the frozen weight, summed in fp32, and zero B; outputs stay what they were.
 
-        A weight in bf16 loses the small part of the sum; keep merged backbones in fp32.
+        A weight in bf16 cannot hold the small part of the sum; keep backbones that are merged into in fp32.
         """
-        self.base.weight.copy_(self.base.weight.float() + self.delta())
+        self.base.weight.copy_(self.base.weight + self.delta())  # bf16 + fp32 is fp32
         self.Bt.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,9 +141,8 @@ class LoRALinear(nn.Module):
 class LoRASet:
     """The branches of one model, in one flat fp32 buffer with one flat gradient.
 
-    Every ``A``, ``Bt`` and ``gate`` is a view of :meth:`arena`, and its gradient a view of the arena's
-    gradient, so that the optimizer's step, zeroing, norms and thresholds are single operations. The order is
-    all ``A``, all ``Bt``, all gates. Made by :func:`adapt`.
+    Every ``A``, ``Bt`` and ``gate`` is a view of :meth:`arena`, in this order, and its gradient a view of the
+    arena's, so that the optimizer's step, zeroing, norms and thresholds are single operations.
 
     Args:
         model: The model that the layers stand in.
@@ -149,16 +150,13 @@ class LoRASet:
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
-        """Move the layers' parameters into the buffers."""
+        """Move the parameters into the buffers."""
         self.model = model
         self.layers = tuple(layers.items())
         each = [layer for _, layer in self.layers]
-        self._leaves: tuple[nn.Parameter, ...] = (
-            *(layer.A for layer in each),
-            *(layer.Bt for layer in each),
-            *(layer.gate for layer in each if layer.gate is not None),
-        )
-        self._gates = sum(layer.r for layer in each if layer.gate is not None)
+        gates = [layer.gate for layer in each if layer.gate is not None]
+        self._leaves = (*(layer.A for layer in each), *(layer.Bt for layer in each), *gates)
+        self._gates = sum(gate.numel() for gate in gates)
         self._arena = FixedGradParameter(torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves]))
         flat = self._arena.detach()
         self._arena.grad = torch.zeros_like(flat)
@@ -170,7 +168,7 @@ class LoRASet:
             start += leaf.numel()
 
     def __len__(self) -> int:
-        """Return the number of adapted layers."""
+        """Count the adapted layers."""
         return len(self.layers)
 
     @property
@@ -218,7 +216,7 @@ class LoRASet:
             layer.merge_()
 
     def remove(self) -> nn.Module:
-        """Put the plain linear layers back, dropping what was not merged, and return the model."""
+        """Put the plain linear layers back, without what was not merged, and return the model."""
         for name, layer in self.layers:
             _replace(self.model, name, layer.base)
         return self.model
@@ -244,12 +242,10 @@ class LoRASet:
             RecordError: A name or a shape is not this set's; nothing is changed then.
         """
         mine = self.named_tensors(with_base=any(name.endswith(".weight") for name in tensors))
-        odd = sorted(mine.keys() ^ tensors.keys())
-        odd += [name for name in mine.keys() & tensors.keys() if mine[name].shape != tensors[name].shape]
-        if odd:
+        if odd := _differences(mine, tensors):
             raise RecordError(
-                f"Expected the tensors of {len(self)} adapted layers; got other names or shapes: "
-                f"{', '.join(odd[:3])} ({len(odd)} in all). Adapt the same layers, with the same settings."
+                f"Expected the tensors of {len(self)} adapted layers; got other names or shapes: {odd}. "
+                "Adapt the same layers, with the same settings."
             )
         for name, tensor in tensors.items():
             mine[name].copy_(tensor)
@@ -291,11 +287,8 @@ def adapt(
     for name in _matching(known, targets):
         base = known[name]
         if not isinstance(base, nn.Linear):
-            raise SettingError(
-                f"Expected nn.Linear layers as targets; {name!r} is a {type(base).__name__}. "
-                "Name other layers; for attention of open_clip call clgym.backbones.unfold_attention first."
-            )
-        chosen[name] = LoRALinear(base, r, scale=1.0 if alpha is None else alpha / r, gate=gate)
+            raise SettingError(f"Expected nn.Linear; {name!r} is a {type(base).__name__}. Name other layers.")
+        chosen[name] = LoRALinear(base, r, scale=1.0 if alpha is None else alpha / max(r, 1), gate=gate)
     model.requires_grad_(False)
     for name, layer in chosen.items():
         _replace(model, name, layer)
@@ -312,11 +305,11 @@ def export_peft(lora_set: LoRASet, folder: str | Path, base_model_name: str) -> 
     Args:
         lora_set: What to write.
         folder: Made if missing.
-        base_model_name: Noted as the model that the adapter belongs to.
+        base_model_name: Noted as the model of the adapter.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     for name, layer in lora_set.layers:
         tensors[f"base_model.model.{name}.lora_A.weight"] = layer.A.detach().clone()
         tensors[f"base_model.model.{name}.lora_B.weight"] = layer.gated().detach().t().contiguous()
@@ -327,8 +320,6 @@ def export_peft(lora_set: LoRASet, folder: str | Path, base_model_name: str) -> 
         "base_model_name_or_path": base_model_name,
         "r": first.r,
         "lora_alpha": first.scale * first.r,
-        "lora_dropout": 0.0,
-        "bias": "none",
         "inference_mode": True,
         # peft matches listed names by their endings, which takes visual.transformer for transformer.
         "target_modules": "|".join(re.escape(name) for name, _ in lora_set.layers),
@@ -367,12 +358,10 @@ def import_peft(folder: str | Path, lora_set: LoRASet) -> None:
     for name, layer in lora_set.layers:
         want[f"base_model.model.{name}.lora_A.weight"] = layer.A
         want[f"base_model.model.{name}.lora_B.weight"] = layer.Bt.t()
-    odd = sorted(want.keys() ^ tensors.keys())
-    odd += [key for key in want.keys() & tensors.keys() if want[key].shape != tensors[key].shape]
-    if odd:
+    if odd := _differences(want, tensors):
         raise SourceError(
             f"Expected an adapter of {len(lora_set)} adapted layers in {folder}; got other layers or ranks: "
-            f"{', '.join(odd[:3])} ({len(odd)} in all). Adapt the layers that the file names, with its rank."
+            f"{odd}. Adapt the layers that the file names, with its rank."
         )
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
     for name, layer in lora_set.layers:
@@ -382,26 +371,25 @@ def import_peft(folder: str | Path, lora_set: LoRASet) -> None:
             layer.gate.fill_(1.0)
 
 
-def _check_gate(gate: str) -> None:
-    if gate not in get_args(Gate):
-        raise SettingError(f"Expected gate to be one of {get_args(Gate)}; got {gate!r}. Choose one of them.")
+def _differences(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """Name up to three tensors that are missing, foreign or of another shape; empty if there are none."""
+    odd = sorted(mine.keys() ^ theirs.keys())
+    odd += [name for name in sorted(mine.keys() & theirs.keys()) if mine[name].shape != theirs[name].shape]
+    return f"{', '.join(odd[:3])} ({len(odd)} in all)" if odd else ""
 
 
 def _matching(known: Iterable[str], targets: str | Sequence[str]) -> list[str]:
     """Return the known names that the targets stand for, in the model's order."""
     names = [name for name in known if name]
     if isinstance(targets, str):
-        pattern = re.compile(targets)
-        found = {name for name in names if pattern.fullmatch(name)}
-        if not found:
-            raise NotRegisteredError.among("layer", targets, names)
+        found = {name for name in names if re.fullmatch(targets, name)}
+        missing = [] if found else [targets]
     else:
-        found = set()
-        for target in targets:
-            hits = [name for name in names if name == target or name.rpartition(".")[2] == target]
-            if not hits:
-                raise NotRegisteredError.among("layer", target, names)
-            found.update(hits)
+        last = {name: name.rpartition(".")[2] for name in names}
+        found = {name for name in names if name in targets or last[name] in targets}
+        missing = [target for target in targets if target not in found and target not in last.values()]
+    if missing:
+        raise NotRegisteredError.among("layer", missing[0], get_close_matches(missing[0], names, 5, 0.0))
     return [name for name in names if name in found]
 
 

@@ -53,6 +53,7 @@ class Frame:
     pixel: Array
 
     def __len__(self) -> int:
+        """Return the number of pictures."""
         return len(self.pixel)
 
     def mirrored(self) -> Frame:
@@ -166,7 +167,7 @@ def wave(phase: Array) -> Array:
 
 
 def cells(rng: np.random.Generator, frame: Frame, count: int) -> tuple[Array, Array]:
-    """Scatter `count` points and return the distances to the nearest and second nearest, `(N, 32, 32)` each."""
+    """Scatter `count` points and return the distances to the nearest and to the second nearest one."""
     n = len(frame)
     first = np.full((n, SIDE, SIDE), 9.0, dtype=np.float32)
     second = first.copy()
@@ -178,13 +179,18 @@ def cells(rng: np.random.Generator, frame: Frame, count: int) -> tuple[Array, Ar
 
 
 def clouds(rng: np.random.Generator, n: int, cells_per_side: int) -> Array:
-    """Draw smooth random fields in about [0, 1], `(N, 32, 32)`, by bilinear interpolation of a coarse grid."""
+    """Draw smooth random fields in [0, 1], `(N, 32, 32)`: a coarse random grid, made smooth between."""
     coarse = rng.random((n, cells_per_side + 1, cells_per_side + 1), dtype=np.float32)
     position = np.linspace(0, cells_per_side, SIDE, endpoint=False, dtype=np.float32)
     low = position.astype(np.int64)
     part = position - low
     rows = coarse[:, low] * (1 - part)[None, :, None] + coarse[:, low + 1] * part[None, :, None]
     return np.asarray(rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part, dtype=np.float32)
+
+
+def choose(which: Integers, fields: tuple[Array, ...]) -> Array:
+    """Take for every picture the field with its number, `(N, 32, 32)`."""
+    return np.asarray(np.stack(fields)[which, np.arange(len(which))], dtype=np.float32)
 
 
 def named(rng: np.random.Generator, names: tuple[str, ...], values: Integers, jitter: float = 0.06) -> Array:
@@ -223,6 +229,7 @@ class Canvas:
         self.pixels[:] = background[:, :, None, None]
 
     def __len__(self) -> int:
+        """Return the number of pictures."""
         return len(self.pixels)
 
     def paint(self, cover: Array, colour: Array) -> None:

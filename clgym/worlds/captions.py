@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clgym.worlds import nature, things
+from clgym.worlds import nature, things, views
 from clgym.worlds.canvas import Integers
 from clgym.worlds.tables import KINDS, Kind
 from clgym.worlds.things import Pictures, Values
@@ -21,11 +21,11 @@ _DRAWERS = {
         things.small_objects,
         things.cars,
         nature.textures,
-        nature.satellite,
+        views.satellite,
         nature.flowers,
         nature.dishes,
         nature.pets,
-        nature.scenes,
+        views.scenes,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Drawers of what grows, lives or lies there: textures, satellite ground, flowers, dishes, pets, scenes."""
+"""Drawers of what is seen from near: textures, flowers, dishes, pets."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clgym.worlds import canvas
-from clgym.worlds.canvas import Array, Canvas, Frame, Integers
+from clgym.worlds.canvas import Canvas, Frame, Integers
 
 Values = Mapping[str, Integers]
 Pictures = NDArray[np.uint8]
-
-
-def _choose(which: Integers, fields: tuple[Array, ...]) -> Array:
-    """Take for every picture the field with its number."""
-    return np.asarray(np.stack(fields)[which, np.arange(len(which))], dtype=np.float32)
 
 
 def textures(rng: np.random.Generator, values: Values) -> Pictures:
@@ -47,61 +42,11 @@ def textures(rng: np.random.Generator, values: Values) -> Pictures:
     ink = ground * canvas.between(rng, n, 0.15, 0.45)[:, 0] + canvas.any_colour(rng, n, 0.0, 0.15)
     art = Canvas(ground)
     art.paint(
-        _choose(values["pattern"], tuple(np.broadcast_to(f, first.shape) for f in fields)),
+        canvas.choose(values["pattern"], tuple(np.broadcast_to(f, first.shape) for f in fields)),
         ink.astype(np.float32),
     )
     art.shade(1.0 + 0.3 * (canvas.clouds(rng, n, 2) - 0.5))
     return art.finish(rng, 0.04)
-
-
-def satellite(rng: np.random.Generator, values: Values) -> Pictures:
-    """Draw ground from above."""
-    n = len(values["ground"])
-    frame = canvas.place(rng, n, size=(0.9, 1.1), shift=0.4, turn=1.5)
-    shades = np.asarray(
-        [
-            (0.38, 0.60, 0.25),
-            (0.08, 0.28, 0.14),
-            (0.42, 0.29, 0.17),
-            (0.80, 0.70, 0.48),
-            (0.56, 0.56, 0.55),
-            (0.10, 0.28, 0.50),
-        ]
-    )
-    art = Canvas(canvas.varied(rng, shades[values["ground"]], 0.035))
-    grain = canvas.clouds(rng, n, 5) + 0.6 * canvas.clouds(rng, n, 14)
-    art.shade(1.0 + 0.35 * (grain - 0.8))
-    bend = np.abs(frame.u + 0.35 * np.sin(frame.v * 3.0 + canvas.between(rng, n, 0, 6))) - canvas.between(
-        rng, n, 0.1, 0.18
-    )
-    road = np.minimum(np.abs(frame.u) - 0.1, np.abs(frame.v + frame.u * 0.3 - 0.5) - 0.05)
-    p, q = frame.u * 2.2, frame.v * 2.2
-    rows = np.clip(3.0 * canvas.wave(p * 1.3) - 1.0, 0.0, 1.0)
-    dots = np.clip(5.0 * canvas.wave(p * 1.1) * canvas.wave(q * 1.1) - 1.8, 0.0, 1.0)
-    blocks = ((p * 1.1) % 1 > 0.4) * ((q * 1.1) % 1 > 0.4) * 1.0
-    slabs = ((p * 0.55) % 1 > 0.35) * ((q * 0.4) % 1 > 0.3) * 1.0
-    fields = (
-        np.zeros_like(rows),
-        canvas.inside(bend, frame.pixel),
-        canvas.inside(road, frame.pixel),
-        rows,
-        dots,
-        blocks,
-        slabs,
-    )
-    inks = np.asarray(
-        [
-            (0, 0, 0),
-            (0.15, 0.36, 0.58),
-            (0.75, 0.74, 0.72),
-            (0.62, 0.58, 0.28),
-            (0.13, 0.36, 0.15),
-            (0.72, 0.38, 0.28),
-            (0.88, 0.90, 0.93),
-        ]
-    )
-    art.paint(_choose(values["mark"], fields), canvas.varied(rng, inks[values["mark"]], 0.05))
-    return art.finish(rng, 0.035)
 
 
 def flowers(rng: np.random.Generator, values: Values) -> Pictures:
@@ -250,10 +195,10 @@ def pets(rng: np.random.Generator, values: Values) -> Pictures:
     floppy = canvas.ellipse(half, 0.72, 0.0, 0.22, 0.55)
     tall = canvas.ellipse(half, 0.30, -0.62, 0.15, 0.42)
     round_ = canvas.ellipse(half, 0.62, -0.55, 0.36)
-    art.paint(_choose(animal, (pointed, floppy, tall, round_)), coat * np.float32(0.8))
+    art.paint(canvas.choose(animal, (pointed, floppy, tall, round_)), coat * np.float32(0.8))
     none = np.zeros_like(tall)
     art.paint(
-        _choose(
+        canvas.choose(
             animal,
             (
                 none,
@@ -270,7 +215,9 @@ def pets(rng: np.random.Generator, values: Values) -> Pictures:
     mask = head * canvas.ellipse(half, 0.28, 0.0, 0.24, 0.30)
     stripes = head * (canvas.wave(frame.u * 3.0) > 0.55) * (frame.v < 0.02)
     cheeks = head * (canvas.wave(frame.v * 3.6) > 0.6) * (half.u > 0.34) * (frame.v > 0.0)
-    art.paint(_choose(values["marking"], (none, mask, np.maximum(stripes, cheeks).astype(np.float32))), mark)
+    art.paint(
+        canvas.choose(values["marking"], (none, mask, np.maximum(stripes, cheeks).astype(np.float32))), mark
+    )
     eye = np.where(animal == 0, 1, 0)
     eyes = np.asarray([(0.05, 0.05, 0.06), (0.45, 0.75, 0.20)])[eye].astype(np.float32)
     art.paint(canvas.ellipse(half, 0.27, 0.03, 0.15), np.full_like(coat, 0.97))
@@ -281,97 +228,4 @@ def pets(rng: np.random.Generator, values: Values) -> Pictures:
     )
     nose = np.where((animal == 1)[:, None], np.float32(0.08), pink).astype(np.float32)
     art.paint(canvas.ellipse(frame, 0.0, 0.40, muzzle * 0.45, 0.09), nose)
-    return art.finish(rng)
-
-
-def _land(rng: np.random.Generator, frame: Frame, values: Integers, horizon: Array) -> tuple[Array, Array]:
-    """Return what stands at the horizon and what pattern lies on the ground."""
-    n = len(values)
-    u, v = frame.u, frame.v
-    ridge = horizon - 0.75 + np.abs(((u * 1.1 + canvas.between(rng, n, 0, 1)) % 1.2) - 0.6) * 1.1
-    roofs = horizon - 0.25 - 0.5 * np.abs(np.sin(np.floor(u * 5.0) * canvas.between(rng, n, 2.0, 9.0)))
-    crowns = horizon - 0.55 - 0.25 * np.abs(np.sin(u * 7.0 + canvas.between(rng, n, 0, 3)))
-    dunes = horizon - 0.12 - 0.12 * np.sin(u * 3.0 + canvas.between(rng, n, 0, 6))
-    flat = np.broadcast_to(horizon, u.shape)
-    tops = (flat, ridge, dunes, crowns, roofs, flat - 0.04, flat - 0.1)
-    top = _choose(values, tuple(np.broadcast_to(t, u.shape) for t in tops))
-    stand = canvas.inside(top - v, frame.pixel) * (v < horizon + 0.02)
-    quiet = np.zeros_like(u)
-    surf = (canvas.wave(v * 3.0 + 0.15 * np.sin(u * 4.0)) > 0.8) * (v < horizon + 0.4)
-    stripes = canvas.wave(u / (v - horizon + 0.35) * 0.9)
-    trunks = canvas.wave(u * 3.0) > 0.8
-    tufts = canvas.clouds(rng, n, 15) > 0.62
-    glints = (canvas.wave(v * 4.5) > 0.75) * (canvas.clouds(rng, n, 10) > 0.4)
-    windows = (canvas.wave(u * 5.0) > 0.6) * (canvas.wave(v * 5.0) > 0.5)
-    fields = (surf, quiet, 0.5 * stripes, trunks, windows, tufts, glints)
-    return stand, _choose(values, tuple(np.asarray(f, dtype=np.float32) for f in fields))
-
-
-def scenes(rng: np.random.Generator, values: Values) -> Pictures:
-    """Draw places under a sky."""
-    place, time = values["place"], values["time"]
-    n = len(place)
-    frame = canvas.place(rng, n, size=(0.95, 1.05), shift=0.1, turn=0.05)
-    # Rows: sunny, sunset, night, misty.
-    high = np.asarray([(0.32, 0.60, 0.95), (0.50, 0.25, 0.50), (0.03, 0.04, 0.16), (0.75, 0.77, 0.80)])
-    low = np.asarray([(0.75, 0.88, 0.98), (0.98, 0.58, 0.22), (0.10, 0.12, 0.30), (0.86, 0.87, 0.88)])
-    lamp = np.asarray([(1.0, 0.97, 0.7), (1.0, 0.85, 0.35), (0.95, 0.95, 0.85), (0.9, 0.9, 0.9)])
-    light = np.asarray([(1.0, 1.0, 1.0), (0.85, 0.55, 0.45), (0.22, 0.25, 0.42), (0.80, 0.82, 0.85)])
-    horizon = canvas.between(rng, n, -0.02, 0.25)
-    art = Canvas(canvas.varied(rng, high[time], 0.03))
-    art.paint(np.clip((frame.v + 1.0) / (horizon + 1.0), 0.0, 1.0), canvas.varied(rng, low[time], 0.03))
-    sun = canvas.ellipse(
-        frame, canvas.between(rng, n, -0.7, 0.7), horizon - canvas.pick(time, (0.75, 0.22, 0.7, 3.0)), 0.17
-    )
-    art.paint(sun, canvas.varied(rng, lamp[time], 0.02))
-    # Columns: beach, mountain, desert, forest, city, meadow, lake.
-    ground = np.asarray(
-        [
-            (0.15, 0.45, 0.70),
-            (0.40, 0.45, 0.38),
-            (0.90, 0.74, 0.42),
-            (0.20, 0.36, 0.15),
-            (0.45, 0.45, 0.47),
-            (0.40, 0.68, 0.22),
-            (0.16, 0.38, 0.58),
-        ]
-    )
-    upright = np.asarray(
-        [
-            (0.2, 0.5, 0.7),
-            (0.45, 0.42, 0.48),
-            (0.85, 0.66, 0.36),
-            (0.10, 0.32, 0.14),
-            (0.40, 0.38, 0.42),
-            (0.3, 0.5, 0.2),
-            (0.15, 0.35, 0.18),
-        ]
-    )
-    detail = np.asarray(
-        [
-            (0.95, 0.97, 1.0),
-            (0, 0, 0),
-            (0.75, 0.55, 0.28),
-            (0.30, 0.20, 0.12),
-            (0.95, 0.88, 0.45),
-            (0.90, 0.45, 0.60),
-            (0.75, 0.85, 0.92),
-        ]
-    )
-    stand, fields = _land(rng, frame, place, horizon)
-    below = canvas.inside(horizon - frame.v, frame.pixel)
-    glow = light[time] * (1 - 0.35 * (time == 3)[:, None]) + 0.28 * (time == 3)[:, None]
-    art.paint(below, canvas.varied(rng, ground[place] * glow, 0.03))
-    art.paint(stand, canvas.varied(rng, upright[place] * glow, 0.03))
-    snow = stand * (frame.v < horizon - 0.45) * (place == 1)[:, None, None]
-    art.paint(snow.astype(np.float32), (0.95 * glow * np.ones_like(glow)).astype(np.float32))
-    sand = below * (frame.v > horizon + 0.42) * (place == 0)[:, None, None]
-    art.paint(sand.astype(np.float32), canvas.varied(rng, np.asarray([0.93, 0.83, 0.58]) * glow, 0.03))
-    lit = np.where((place == 4)[:, None], 1.0, glow)
-    where = np.where(
-        (place == 4)[:, None, None],
-        stand,
-        np.where((place == 3)[:, None, None], np.maximum(stand, below), below - sand),
-    )
-    art.paint((fields * where * 0.8).astype(np.float32), canvas.varied(rng, detail[place] * lit, 0.03))
     return art.finish(rng)

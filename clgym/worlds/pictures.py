@@ -1,7 +1,7 @@
 """Eleven domains of 32 x 32 pictures, in the kinds and the order of the MTIL benchmark.
 
-The domains, their classes and their pictures are functions of a fixed data seed alone: whoever draws, whenever and
-in whatever order, gets the same pictures. `REVISION` moves when any of them changes.
+The domains, their classes and their pictures are functions of a fixed data seed alone: whoever draws,
+whenever and in whatever order, gets the same pictures. `REVISION` moves when any of them changes.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def _scans(split: Split, per_class: int) -> NDArray[np.uint8]:
         own = own[:_TRAIN_SCANS] if split == "train" else own[_TRAIN_SCANS:]
         if per_class > len(own):
             raise SettingError(
-                f"Expected at most {len(own)} {split} pictures of the digit {digit}; got {per_class}. Ask for fewer."
+                f"Expected at most {len(own)} {split} pictures of the digit {digit}; got {per_class}. "
+                "Ask for fewer."
             )
         rows.append(own[:per_class])
     small = scans[np.concatenate(rows)]

@@ -1,8 +1,8 @@
 """Pre-train the tiny CLIP from nothing: `python -m clgym.worlds.pretrain`.
 
-Draws captioned pictures whose attribute combinations are in no domain, trains image and text encoder with the
-symmetric contrastive loss of CLIP (arXiv 2103.00020, section 2.3), and writes the weights and, beside them, a JSON
-description with their sha256, the settings and the zero-shot accuracy on every domain.
+Draws captioned pictures whose attribute combinations are in no domain, trains image and text encoder with
+the symmetric contrastive loss of CLIP (arXiv 2103.00020, section 2.3), and writes the weights and, beside
+them, a JSON description with their sha256, the settings and the zero-shot accuracy on every domain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch.nn import functional
 
 from clgym.worlds import captions, pictures, tiny_clip
-from clgym.worlds.tokenizer import WordTokenizer
+from clgym.worlds.tokenizer import WordTokenizer, vocabulary_sha256
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -32,8 +32,8 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Return the symmetric contrastive loss of unit features.
 
-    Many pictures of a batch have the same caption in a world this small. Such pairs are all right answers to each
-    other, so the target is uniform over them, where CLIP would count them as wrong.
+    Several pictures of a batch can have the same caption in a world this small. They are all right answers
+    to each other, so the target is uniform over them, where CLIP would count them as wrong.
 
     Args:
         image: Unit image features, `(B, d)`.
@@ -118,6 +118,7 @@ def write(model: CLIP, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "std": tiny_clip.STD,
         "parameters": sum(p.numel() for p in model.parameters()),
         "sha256": hashlib.sha256(blob).hexdigest(),
+        "vocabulary_sha256": vocabulary_sha256(),
         "pictures_revision": pictures.REVISION,
         "training": settings,
         "zero_shot": accuracy,

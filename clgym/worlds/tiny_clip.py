@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from clgym.errors import SourceError, SourceMissingError
 from clgym.worlds.canvas import SIDE
-from clgym.worlds.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE, WordTokenizer
+from clgym.worlds.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE, WordTokenizer, vocabulary_sha256
 
 WEIGHTS = Path(__file__).with_name("tiny_clip.safetensors")
 CONFIG: dict[str, Any] = {
@@ -51,7 +51,7 @@ def normalise(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def card(weights: Path = WEIGHTS) -> dict[str, Any]:
-    """Return what is written beside the weights: configuration, hash, training settings, zero-shot accuracy."""
+    """Return what is written beside the weights: configuration, hash, training, zero-shot accuracy."""
     beside = weights.with_suffix(".json")
     if not beside.is_file():
         raise SourceMissingError(
@@ -68,7 +68,8 @@ def load(weights: Path = WEIGHTS) -> tuple[CLIP, WordTokenizer]:
         SourceMissingError: The weights or their description are not there.
         SourceError: The weights are not those that the description's sha256 names.
     """
-    expected = card(weights)["sha256"]
+    description = card(weights)
+    expected = description["sha256"]
     if not weights.is_file():
         raise SourceMissingError(
             f"Expected the tiny CLIP's weights at {weights}; got no file. "
@@ -79,6 +80,11 @@ def load(weights: Path = WEIGHTS) -> tuple[CLIP, WordTokenizer]:
         raise SourceError(
             f"Expected {weights} with sha256 {expected}; got {found}. "
             "Install clgym again, or write both files with `python -m clgym.worlds.pretrain`."
+        )
+    if vocabulary_sha256() != description["vocabulary_sha256"]:
+        raise SourceError(
+            f"Expected the vocabulary that {weights} was trained with; got another one, so its words would mean "
+            "other things. Pre-train anew with `python -m clgym.worlds.pretrain`."
         )
     with torch.random.fork_rng(devices=[]):
         model = build()

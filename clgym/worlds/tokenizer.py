@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import string
 
@@ -17,18 +18,19 @@ VOCABULARY_SIZE = 512
 _PAD = "<pad>"
 _LETTERS = (*string.ascii_lowercase, *string.digits)
 _EXTRA = """
-a an the of in on at to and or with without from by for under over near this that is are one two three four five six
-seven eight nine ten no not some many few very small large big tiny long short old new young wild photo picture image
-drawing view close portrait type kind breed model number digit written hand letter word animal insect plant vehicle
-tool fruit vegetable food drink texture surface scene place building water sky land seen space blurry bright clean
-apple banana orange lemon pear bread butter cup bowl plate spoon fork knife pan phone book pen paper bag box ball
-table desk sofa bed door window wall floor roof garden park street bridge tower church castle boat airplane plane
-automobile bicycle motorcycle train bus tractor horse cow sheep pig goat deer bear lion tiger wolf fox monkey
-elephant snake turtle bee spider ant shark whale dolphin crab bird duck goose owl eagle chicken rose orchid iris
-sunflower leaf grass wood stone metal glass cloth leather fur sand snow ice fire rain cloud sun moon star sea ocean
-island hill valley river road rail shirt shoe dress coat sock glove ring crown guitar piano drum camera computer
-red orange yellow green blue purple pink white grey gray black brown round square flat hot cold day morning evening
-man woman child boy girl baby people face eye ear nose mouth head arm leg foot tail wing nothing something t v
+a an the of in on at to and or with without from by for under over near this that is are one two three four
+five six seven eight nine ten no not some many few very small large big tiny long short old new young wild
+photo picture image drawing view close portrait type kind breed model number digit written hand letter word
+animal insect plant vehicle tool fruit vegetable food drink texture surface scene place building water sky
+land seen space blurry bright clean apple banana orange lemon pear bread butter cup bowl plate spoon fork
+knife pan phone book pen paper bag box ball table desk sofa bed door window wall floor roof garden park
+street bridge tower church castle boat airplane plane automobile bicycle motorcycle train bus tractor horse
+cow sheep pig goat deer bear lion tiger wolf fox monkey elephant snake turtle bee spider ant shark whale
+dolphin crab bird duck goose owl eagle chicken rose orchid iris sunflower leaf grass wood stone metal glass
+cloth leather fur sand snow ice fire rain cloud sun moon star sea ocean island hill valley river road rail
+shirt shoe dress coat sock glove ring crown guitar piano drum camera computer red orange yellow green blue
+purple pink white grey gray black brown round square flat hot cold day morning evening man woman child boy
+girl baby people face eye ear nose mouth head arm leg foot tail wing nothing something t v
 """.split()
 
 
@@ -46,6 +48,11 @@ def _vocabulary() -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
+def vocabulary_sha256() -> str:
+    """Return the hash of all tokens in their order, which weights and vocabulary must share."""
+    return hashlib.sha256(" ".join(_vocabulary()).encode()).hexdigest()
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z]+|[0-9]", text.lower())
 
@@ -53,9 +60,9 @@ def _words(text: str) -> list[str]:
 class WordTokenizer:
     """Turns texts into token numbers, called like open_clip's tokenizers.
 
-    The end-of-text token has the highest number, since open_clip reads a text's feature off the position of the
-    highest one. Case, punctuation and letters outside a-z do not count. A text that is too long is cut, and ends in
-    the end-of-text token all the same.
+    The end-of-text token has the highest number, since open_clip reads a text's feature off the position of
+    the highest one. Case, punctuation and letters outside a-z do not count. A text that is too long is cut,
+    and ends in the end-of-text token all the same.
 
     >>> tokenizer = WordTokenizer()
     >>> bool((tokenizer("A red mug!") == tokenizer(["a red mug"])).all())

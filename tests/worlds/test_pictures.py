@@ -80,7 +80,9 @@ def test_errors_say_what_to_do() -> None:
         pictures.draw("digits", "test", 500)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name
+)
 def test_no_class_is_among_the_captioned_pictures(kind: tables.Kind) -> None:
     drawn = captions.sample_combinations(kind, np.random.default_rng(0), 2000)
     for name, look in kind.classes:
@@ -92,7 +94,9 @@ def test_no_class_is_among_the_captioned_pictures(kind: tables.Kind) -> None:
         assert not match.all(1).any(), name
 
 
-@pytest.mark.parametrize("kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name
+)
 def test_every_value_is_among_the_captioned_pictures_and_classes_differ(kind: tables.Kind) -> None:
     drawn = captions.sample_combinations(kind, np.random.default_rng(0), 2000)
     for column, (attribute, values) in enumerate(kind.attributes):

@@ -80,7 +80,9 @@ def test_contrastive_loss_by_hand() -> None:
     same = torch.ones(2, 2, dtype=torch.bool)
     assert pretrain.contrastive_loss(unit, unit, same, torch.tensor(5.0)).item() == pytest.approx(np.log(2))
     # Orthogonal pairs at scale s: log(1 + exp(-s)).
-    loss = pretrain.contrastive_loss(torch.eye(2), torch.eye(2), torch.eye(2, dtype=torch.bool), torch.tensor(3.0))
+    loss = pretrain.contrastive_loss(
+        torch.eye(2), torch.eye(2), torch.eye(2, dtype=torch.bool), torch.tensor(3.0)
+    )
     assert loss.item() == pytest.approx(np.log1p(np.exp(-3.0)), rel=1e-5)
 
 

@@ -1,0 +1,423 @@
+"""The command line: ``clgym --help``."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import clgym
+from clgym.console import (
+    emit,
+    fail,
+    fail_with,
+    matrix_table,
+    metrics_table,
+    note,
+    percent,
+    plain_table,
+    stdout,
+)
+from clgym.errors import ClgymError, NotRegisteredError, SettingError, SourceMissingError
+from clgym.registry import Room, entries, find
+
+if TYPE_CHECKING:
+    from clgym.callbacks import Callback
+    from clgym.record import RunRecord
+
+# What is heavy is imported inside the verbs: `clgym list` must answer at once.
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders above some.")]
+INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Continual learning with pre-trained models, as a gym.",
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows "?" rather than fail
+    app(prog_name="clgym")
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Enter a function as a verb; our own errors become one line and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except ClgymError as error:
+            fail_with(error, kwargs["as_json"])
+            raise typer.Exit(error.exit_code) from error
+
+    name = function.__name__.rstrip("_")
+    app.command(name)(guarded)
+    return guarded
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"clgym {clgym.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@verb
+def list_(
+    kind: Annotated[str, typer.Option(help="Only this kind of scenario or family of agent.")] = "",
+    agents: Annotated[bool, typer.Option("--agents", help="Only agents.")] = False,
+    scenarios: Annotated[bool, typer.Option("--scenarios", help="Only scenarios.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List scenarios and agents."""
+    rooms: list[Room] = ["scenarios"] if scenarios or not agents else []
+    rooms += ["agents"] if agents or not scenarios else []
+    found: dict[str, list[dict[str, str]]] = {room: [] for room in rooms}
+    for room in rooms:
+        for id, entry in entries(room).items():
+            of = entry.spec.kind if room == "scenarios" else entry.spec.family
+            found[room].append({"id": id, "title": entry.spec.title, "kind": of, "paper": entry.spec.paper})
+    kinds = sorted({row["kind"] for rows in found.values() for row in rows})
+    if kind and kind not in kinds:
+        raise SettingError(str(NotRegisteredError.among("kind", kind, kinds)))
+    shown = {room: [row for row in rows if kind in ("", row["kind"])] for room, rows in found.items()}
+    tables = [
+        plain_table(
+            ["id", "title", "kind" if room == "scenarios" else "family", "paper"],
+            [list(row.values()) for row in rows],
+            room,
+        )
+        for room, rows in shown.items()
+        if rows
+    ]
+    emit(shown, as_json, *tables)
+
+
+@verb
+def info(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Scenario or agent.")], as_json: AsJson = False
+) -> None:
+    """Describe a scenario or an agent: what it is, its settings, where it departs from its paper."""
+    from clgym.settings import described
+
+    room, spec = _registered(id)
+    chosen = described(room, spec.id)
+    facts = {name: value for name, value in asdict(spec).items() if name not in ("id", "title")}
+    rows = [[name.replace("_", " "), _fact(value)] for name, value in facts.items() if value != ""]
+    names = [[setting.name, repr(setting.default), setting.description] for setting in chosen]
+    payload = {"room": room, **asdict(spec), "settings": [asdict(setting) for setting in chosen]}
+    emit(
+        payload,
+        as_json,
+        plain_table([f"{spec.id}:", spec.title], rows),
+        "",
+        plain_table(["setting", "default", "meaning"], names),
+    )
+
+
+def _registered(id: str) -> tuple[Room, Any]:
+    rooms: tuple[Room, ...] = ("scenarios", "agents")
+    for room in rooms:
+        try:
+            return room, find(room, id).spec
+        except NotRegisteredError:
+            continue
+    raise NotRegisteredError.among("scenario or agent", id, [*entries("scenarios"), *entries("agents")])
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return "\n".join(": ".join(part) if isinstance(part, tuple) else str(part) for part in value)
+    return str(value)
+
+
+@verb
+def run(
+    scenario: Annotated[str, typer.Argument(help="Scenario id.")],
+    agent: Annotated[list[str], typer.Option(help="Agent id; may be given again.")],
+    seeds: Annotated[str, typer.Option(help="Such as 0-2 or 0,1,5.")] = "0",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the agent.")
+    ] = None,
+    with_: Annotated[
+        list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="Setting of the scenario.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="embedded, hub or a folder; the same as --with source=.")] = "",
+    out: Annotated[Path, typer.Option(help="Where runs are written.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard.")] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no tables.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Play a scenario with agents, seed after seed, and keep a record of each run."""
+    from clgym.jobs import planned, play, unclaimed
+    from clgym.jobs import seeds as listed
+
+    if resume and overwrite:
+        raise SettingError("Expected --resume or --overwrite; got both. Leave one out.")
+    of_scenario = [*(with_ or []), *([f"source={source}"] if source else [])]
+    jobs = planned(
+        scenario, agent, listed(seeds), out, scenario_settings=of_scenario, agent_settings=set_ or []
+    )
+    if not (resume or overwrite):
+        unclaimed(jobs)
+    done: dict[Path, RunRecord] = {}
+    for job in jobs:
+        try:
+            with ExitStack() as stack:
+                callbacks = _callbacks(stack, tensorboard, wandb, bar=not quiet)
+                record = play(
+                    job, out, resume=resume, overwrite=overwrite, device=device, callbacks=callbacks
+                )
+        except KeyboardInterrupt as error:
+            words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+            again = shlex.join(["clgym", *words, "--resume"])
+            fail(
+                "Interrupted",
+                f"Interrupted; {job.folder} keeps a checkpoint. Continue with: {again}",
+                as_json,
+            )
+            raise typer.Exit(INTERRUPTED) from error
+        done[job.folder] = record
+        if not (quiet or as_json):
+            _show_run(job.folder, record)
+    _finish_run(done, quiet, as_json)
+
+
+def _callbacks(stack: ExitStack, tensorboard: bool, wandb: bool, *, bar: bool) -> list[Callback]:
+    from clgym.callbacks import ProgressBar, TensorBoard, WeightsAndBiases
+
+    callbacks: list[Callback] = [stack.enter_context(ProgressBar())] if bar else []
+    callbacks += [TensorBoard()] if tensorboard else []
+    callbacks += [WeightsAndBiases()] if wandb else []
+    return callbacks
+
+
+def _show_run(folder: Path, record: RunRecord) -> None:
+    """Print matrix, metrics and folder of one run."""
+    console = stdout()
+    title = f"{record.scenario} · {record.agent} · seed {record.seed}"
+    console.print(matrix_table(record.matrix, record.tasks, title))
+    console.print()
+    console.print(metrics_table(record.metrics, find("scenarios", record.scenario).spec.metrics))
+    console.print(f"\nrecord: {folder}\n", markup=False, soft_wrap=True)
+
+
+def _finish_run(done: dict[Path, RunRecord], quiet: bool, as_json: bool) -> None:
+    """Print what all runs come to."""
+    payload = {"runs": [{"folder": str(f), **r.model_dump(mode="json")} for f, r in done.items()]}
+    if as_json:
+        emit(payload, True)
+    elif quiet:
+        print("\n".join(map(str, done)))
+    elif len(done) > 1:
+        from clgym.leaderboard.table import rich_tables, summarise
+
+        emit(payload, False, *rich_tables(summarise(done.values())))
+
+
+@verb
+def score(runs: Runs, as_json: AsJson = False) -> None:
+    """Recompute every number of runs from their predictions, and compare with what was recorded."""
+    from clgym.leaderboard.table import rich_tables, summarise
+    from clgym.rescore import finished, rescored
+
+    done, waiting = finished(runs)
+    for folder in waiting:
+        note(f"Skipped {folder}: not finished.")
+    reports = {}
+    for folder, record in done.items():
+        note(f"Scoring {folder}")
+        reports[folder] = rescored(folder, record)
+    rows = summarise(done.values())
+    payload = {
+        "runs": [
+            {"folder": str(f), "tasks": r.tasks, "R": r.R.tolist(), "metrics": r.metrics}
+            for f, r in reports.items()
+        ],
+        "table": [asdict(row) for row in rows],
+    }
+    if len(reports) == 1:
+        ((folder, report),) = reports.items()
+        ids = find("scenarios", done[folder].scenario).spec.metrics
+        title = f"{rows[0].table} · {rows[0].label} · seed {rows[0].seeds[0]}"
+        emit(
+            payload,
+            as_json,
+            matrix_table(report.R, report.tasks, title),
+            "",
+            metrics_table(report.metrics, ids),
+        )
+    else:
+        emit(payload, as_json, *rich_tables(rows))
+    note(f"{len(reports)} {'run agrees' if len(reports) == 1 else 'runs agree'} with the predictions.")
+
+
+@verb
+def plot(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="Where pictures are written.")] = Path("plots"),
+    as_json: AsJson = False,
+) -> None:
+    """Draw matrix and lines of each run, and stability against plasticity over all, as PNG and SVG."""
+    from clgym.gallery import draw
+    from clgym.rescore import finished
+
+    done, waiting = finished(runs)
+    for folder in waiting:
+        note(f"Skipped {folder}: not finished.")
+    paths = [str(path) for path in draw(done, out)]
+    if as_json:
+        emit({"files": paths}, True)
+    else:
+        print("\n".join(paths))
+
+
+@verb
+def explain(
+    metric: Annotated[str, typer.Argument(help="Metric id; without it all are listed.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a metric is: formula, range, direction, source, and what it is not."""
+    from clgym.metrics import METRICS
+    from clgym.metrics import explain as explained
+
+    if metric:
+        text = explained(metric)
+        emit(_metric(METRICS[metric]) | {"text": text}, as_json, plain_table([""], [[text]]))
+        return
+    better = {True: "higher", False: "lower", None: ""}
+    rows = [[m.id, m.title, better[m.higher_is_better], m.formula] for m in METRICS.values()]
+    table = plain_table(["metric", "title", "better", "formula"], rows)
+    emit({"metrics": [_metric(m) for m in METRICS.values()]}, as_json, table)
+
+
+def _metric(metric: Any) -> dict[str, Any]:
+    names = ("id", "title", "formula", "low", "high", "higher_is_better", "source", "needs", "takes")
+    return {name: getattr(metric, name) for name in names}
+
+
+@verb
+def conformance(as_json: AsJson = False) -> None:
+    """Hold the metrics to the conformance pack, and show what other libraries call by the same words."""
+    from clgym.conformance import check, load
+
+    pack, failures = load(), check()
+    numbers = sum(len(case.expected) for case in pack.cases)
+    peers = [
+        [word.library, word.word, percent(word.value), word.equals or "none", word.remark]
+        for word in pack.peers
+    ]
+    payload = {
+        "passed": not failures,
+        "cases": len(pack.cases),
+        "rejected": len(pack.rejected),
+        "numbers": numbers,
+        "failures": [asdict(failure) for failure in failures],
+        "peers": [asdict(word) for word in pack.peers],
+    }
+    wrong = [[f.case, f.metric, f.expected, f.got] for f in failures]
+    verdict = (
+        f"{len(failures)} differ" if failures else "all as expected"
+    ) + f": {numbers} numbers in {len(pack.cases)} cases, {len(pack.rejected)} inputs to be refused"
+    headings = ["library", "its word", "%", "our id", "remark"]
+    title = f"What libraries call by the field's words, on the case {pack.peers_case}"
+    tables = [plain_table(["case", "metric", "expected", "got"], wrong), ""] if failures else []
+    emit(payload, as_json, *tables, plain_table(headings, peers, title), "", verdict)
+    if failures:
+        raise typer.Exit(1)
+
+
+@verb
+def download(
+    scenario: Annotated[str, typer.Argument(help="Scenario id.")],
+    check: Annotated[bool, typer.Option("--check", help="Only say what is here and what is not.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the data and the model that a scenario's source "hub" needs."""
+    from clgym.backbones import download_backbone
+    from clgym.hub import SETS, missing
+    from clgym.hub import download as fetch
+    from clgym.registry import build, settings
+
+    spec = find("scenarios", scenario).spec
+    if "source" not in settings("scenarios", spec.id) or spec.modality != "image":
+        raise SettingError(f"Expected a scenario with a hub source; got {spec.id}. It needs no download.")
+    backbone = build(spec.id, source="hub").scenario.backbone
+    absent = [name for name, data in SETS.items() if missing([name])]
+    here = [name for name in SETS if name not in absent]
+    rows = [
+        [name, data.repo, data.licence, "missing" if name in absent else "here"]
+        for name, data in SETS.items()
+    ]
+    table = plain_table(
+        ["data set", "hub", "licence", "state"], rows, f"{spec.id} needs, besides {backbone}:"
+    )
+    payload = {"scenario": spec.id, "backbone": backbone, "here": here, "missing": absent}
+    if check:
+        emit(payload, as_json, table)
+        return
+    if not as_json:
+        emit(payload, False, table)
+    fetch(absent, progress=note)
+    note(f"Model {backbone}")
+    try:
+        weights = download_backbone(backbone)
+    except ClgymError:
+        raise
+    except Exception as error:  # the client's errors have no common base
+        raise SourceMissingError(
+            f"Expected to fetch {backbone}; got {type(error).__name__}: {error}. "
+            "Check the network (and HF_HUB_OFFLINE) and run the command again: it resumes."
+        ) from error
+    emit({**payload, "fetched": absent, "weights": str(weights)}, as_json, f"All is here. Weights: {weights}")
+
+
+@verb
+def doctor(as_json: AsJson = False) -> None:
+    """Look over the installation and say how to mend it."""
+    from clgym.doctor import examine
+
+    findings = list(examine())
+    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+    table = plain_table(["", "what", "found", "fix"], [])
+    for finding in findings:
+        cells = [part.replace("[", r"\[") for part in (finding.name, finding.found, finding.fix)]
+        table.add_row(marks[finding.mark], *cells)
+    healthy = all(finding.mark != "fail" for finding in findings)
+    emit({"healthy": healthy, "findings": [asdict(f) for f in findings]}, as_json, table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What the command line prints: JSON or tables on standard output, all else on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from clgym.errors import ClgymError
+from clgym.metrics import METRICS
+
+PIPE_WIDTH = 160  # columns where nobody watches, so that files and pipes get whole lines
+
+
+def stdout() -> Console:
+    """Return the console for results."""
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if wide else PIPE_WIDTH, highlight=False)
+
+
+def stderr() -> Console:
+    """Return the console for everything that is not a result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def emit(payload: Any, as_json: bool, *shown: RenderableType) -> None:
+    """Print a result: the payload as JSON, or else what is to be shown."""
+    if as_json:
+        print(json.dumps(_strict(payload), indent=2, allow_nan=False))
+        return
+    console = stdout()
+    for part in shown:
+        console.print(part)
+
+
+def note(text: str) -> None:
+    """Say something on standard error."""
+    stderr().print(text, markup=False)
+
+
+def fail(kind: str, message: str, as_json: bool) -> None:
+    """Print an error: one red line on standard error, or JSON on standard output."""
+    if as_json:
+        emit({"error": {"kind": kind, "message": message}}, True)
+    else:
+        stderr().print(f"[red]Error: {escape(message)}[/red]")
+
+
+def fail_with(error: ClgymError, as_json: bool) -> None:
+    """Print one of our own errors."""
+    fail(type(error).__name__, str(error), as_json)
+
+
+def _strict(value: Any) -> Any:
+    """Return a value as strict JSON knows it: NaN and infinities become null, keys become strings."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def percent(value: float | None) -> str:
+    """Return an accuracy in percent with one decimal, or a dash.
+
+    >>> percent(0.5), percent(1.0), percent(None)
+    ('50.0', '100', '-')
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    return "100" if value > 0.9995 else f"{100 * value:.1f}"
+
+
+def matrix_table(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str) -> Table:
+    """Return the accuracy matrix: bold where a task was just learned, dim where it was not yet."""
+    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 0, 0, 1))
+    table.caption = "accuracy in %; bold: just learned; right of it: zero-shot; left of it: retained"
+    table.caption_justify = "left"
+    table.add_column("after learning", no_wrap=True)
+    for j in range(len(tasks)):
+        table.add_column(str(j + 1), justify="right", no_wrap=True, min_width=4)
+    for t, row in enumerate(R):
+        styles = ["dim" if j + 1 > t else "bold" if j + 1 == t else "none" for j in range(len(tasks))]
+        cells = [f"[{style}]{percent(float(a))}[/]" for style, a in zip(styles, row, strict=True)]
+        table.add_row(f"{t} {escape(tasks[t - 1])}" if t else "0 (zero-shot)", *cells)
+    return table
+
+
+def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Table:
+    """Return some metrics of a run with their titles, in percent, and which way is better."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading, side in (("metric", "left"), ("%", "right"), ("better", "left"), ("title", "left")):
+        table.add_column(heading, justify="right" if side == "right" else "left")
+    for id in ids:
+        if id in metrics:
+            better = {True: "higher", False: "lower", None: ""}[METRICS[id].higher_is_better]
+            table.add_row(id, percent(metrics[id]), better, escape(METRICS[id].title))
+    return table
+
+
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    """Return a table of texts, shown as they are."""
+    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table

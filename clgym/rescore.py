@@ -1,0 +1,119 @@
+"""Runs on disk: finds their folders, and scores their predictions anew with the labels of the rebuilt scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clgym.env import ContinualEnv
+from clgym.errors import RecordError, SettingError
+from clgym.record import RunRecord
+from clgym.registry import make, settings
+from clgym.scorer import Report
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return the folders with a ``run.json``: the paths themselves, or all below them, each once, in order.
+
+    Raises:
+        RecordError: There is none under a path.
+    """
+    out: dict[Path, Path] = {}
+    for path in paths:
+        found = sorted(file.parent for file in path.rglob("run.json")) if path.is_dir() else []
+        if not found:
+            raise RecordError(
+                f"Expected a run folder with run.json, or a folder above some; got {path}. "
+                "Pass a folder that clgym run wrote."
+            )
+        for folder in found:
+            out.setdefault(folder.resolve(), folder)
+    return list(out.values())
+
+
+def finished(paths: Sequence[Path]) -> tuple[dict[Path, RunRecord], list[Path]]:
+    """Return the finished runs under the paths by folder, and the folders of unfinished ones.
+
+    Raises:
+        RecordError: A run is damaged, or none is finished.
+    """
+    records = {folder: RunRecord.load(folder) for folder in run_folders(paths)}
+    done = {folder: record for folder, record in records.items() if record.status == "finished"}
+    waiting = [folder for folder in records if folder not in done]
+    if not done:
+        raise RecordError(
+            f"Expected a finished run; got {waiting[0]}, which is {records[waiting[0]].status}. "
+            "Finish it with clgym run --resume."
+        )
+    return done, waiting
+
+
+def rescored(folder: Path, record: RunRecord) -> Report:
+    """Score the predictions of a run with the labels of its scenario, and compare with its matrix.
+
+    Raises:
+        RecordError: The predictions are missing, or do not give the matrix in ``run.json``, or the scenario
+            is no longer the one that was played.
+        SourceMissingError: The scenario's data are not on this machine.
+    """
+    import pandas as pd
+
+    path = folder / "predictions.parquet"
+    if not path.is_file():
+        raise RecordError(f"Expected the file {path}; got none. Restore it from a copy, or run again.")
+    try:
+        columns = pd.read_parquet(path)
+        predictions = {name: columns[name].to_numpy() for name in ("point", "task", "question", "prediction")}
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordError(f"Expected predictions in {path}; got {error!r}. Run again.") from error
+    made = make(record.scenario, **_choice(record))
+    env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
+    try:
+        env.reset(seed=record.seed)
+        _check_stream(folder, record, env.fingerprints())
+        report = env.rescore(predictions)
+    finally:
+        made.close()
+    _check_matrix(folder, record, report)
+    return report
+
+
+def _choice(record: RunRecord) -> dict[str, object]:
+    """Return the scenario's settings as its class takes them: JSON has no tuples."""
+    known = settings("scenarios", record.scenario)
+    if unknown := sorted(set(record.scenario_settings) - set(known)):
+        raise SettingError(
+            f"Expected settings of {record.scenario}; got {unknown[0]!r} in a record. "
+            f"Score it with clgym {record.clgym}."
+        )
+    return {
+        name: tuple(value) if isinstance(known[name], tuple) else value
+        for name, value in record.scenario_settings.items()
+    }
+
+
+def _check_stream(folder: Path, record: RunRecord, now: dict[str, str]) -> None:
+    for name in ("stream", "data"):
+        if (was := record.fingerprints.get(name, "")) != now[name]:
+            raise RecordError(
+                f"Expected the {name} with sha256 {was[:12]} that {folder / 'run.json'} names; got {now[name][:12]}. "
+                f"Score it with the data it was played on, and with clgym {record.clgym}."
+            )
+
+
+def _check_matrix(folder: Path, record: RunRecord, report: Report) -> None:
+    written = record.matrix
+    if written.shape != report.R.shape:
+        difference = f"a matrix of {written.shape}, where the predictions give {report.R.shape}"
+    elif not np.array_equal(written, report.R, equal_nan=True):
+        same = (written == report.R) | (np.isnan(written) & np.isnan(report.R))
+        t, j = (int(i) for i in np.argwhere(~same)[0])
+        difference = f"R[{t}, {j}] = {written[t, j]:.6f}, where the predictions give {report.R[t, j]:.6f}"
+    else:
+        return
+    raise RecordError(
+        f"Expected {folder / 'run.json'} to agree with predictions.parquet; got {difference}. "
+        "One of them was changed: run again."
+    )

@@ -1,0 +1,259 @@
+"""The table of runs: mean and 95 % interval over seeds of every metric, recomputed from the matrices."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from clgym.errors import RecordError
+from clgym.metrics import METRICS, scores
+from clgym.record import RunRecord
+from clgym.registry import find
+
+NOT_AVAILABLE = "n/a"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A metric over seeds.
+
+    Attributes:
+        mean: Mean over seeds; NaN where any seed's value is.
+        half: Half the width of the 95 % t-interval; NaN for a single seed.
+        n: Number of seeds.
+    """
+
+    mean: float
+    half: float
+    n: int
+
+    def __str__(self) -> str:
+        """Say it in percent.
+
+        >>> str(Estimate(0.5, 0.0123, 3)), str(Estimate(0.5, math.nan, 1))
+        ('50.0 ± 1.2', '50.0')
+        """
+        if math.isnan(self.mean):
+            return NOT_AVAILABLE
+        return f"{100 * self.mean:.1f}" + ("" if math.isnan(self.half) else f" ± {100 * self.half:.1f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One agent with one set of settings, on one scenario with one set of settings and one source.
+
+    Attributes:
+        scenario: Scenario id.
+        scenario_settings: Its settings that are not defaults.
+        source: The data's source.
+        agent: Agent id.
+        agent_settings: Its settings that are not defaults.
+        seeds: Seeds, ascending.
+        metrics: Metric id to estimate, in the order of the scenario's spec.
+    """
+
+    scenario: str
+    scenario_settings: Mapping[str, Any]
+    source: str
+    agent: str
+    agent_settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Estimate]
+
+    @property
+    def table(self) -> str:
+        """Heading of the table that the row belongs to; rows of different headings never meet."""
+        return f"{named(self.scenario, self.scenario_settings)} · source: {self.source}"
+
+    @property
+    def label(self) -> str:
+        """The agent and its settings."""
+        return named(self.agent, self.agent_settings)
+
+
+def named(id: str, chosen: Mapping[str, Any]) -> str:
+    """Return an id with its settings behind it.
+
+    >>> named("codyra-v0", {"r": 8, "prox": "released"})
+    'codyra-v0, prox=released, r=8'
+    """
+    return ", ".join([id, *(f"{name}={value}" for name, value in sorted(chosen.items()))])
+
+
+def summarise(records: Iterable[RunRecord]) -> list[Row]:
+    """Return a row per scenario, source and agent with their settings, the best agent of a table first.
+
+    Every number follows from ``record.matrix``; what a record says of its metrics is not read. A metric that
+    needs more than the matrix (probes, references) is NaN.
+
+    Raises:
+        RecordError: A run is unfinished, a seed occurs twice, or runs that would share a table were not
+            played on the same stream and data.
+        NotRegisteredError: A record's scenario is unknown here.
+    """
+    groups: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        if record.status != "finished":
+            raise RecordError(
+                f"Expected finished runs; got {record.agent} on {record.scenario} with seed {record.seed}, "
+                f"which is {record.status}. Finish it with clgym run --resume, or leave it out."
+            )
+        groups.setdefault((*table_key(record), record.agent, _text(record.agent_settings)), []).append(record)
+    _check_streams([record for group in groups.values() for record in group])
+    rows = [_row(sorted(group, key=lambda record: record.seed)) for group in groups.values()]
+    return sorted(rows, key=lambda row: (row.table, _rank(row), row.label))
+
+
+def table_key(record: RunRecord) -> tuple[str, str, str]:
+    """Return what runs must share to stand in one table: scenario, its settings, source."""
+    return (record.scenario, _text(record.scenario_settings), record.source)
+
+
+def _text(chosen: Mapping[str, Any]) -> str:
+    return json.dumps(chosen, sort_keys=True)
+
+
+def _check_streams(records: Sequence[RunRecord]) -> None:
+    """Raise unless all runs of a table and seed were played on the same stream, data and backbone."""
+    first: dict[tuple[str, ...], tuple[str, str]] = {}
+    for record in records:
+        for name, digest in record.fingerprints.items():
+            key = (*table_key(record), str(record.seed), name)
+            before, agent = first.setdefault(key, (digest, record.agent))
+            if digest != before:
+                raise RecordError(
+                    f"Expected runs of {record.scenario} with seed {record.seed} that share the {name}; got "
+                    f"{before[:12]} from {agent} and {digest[:12]} from {record.agent}. "
+                    "Give runs on the same data only."
+                )
+
+
+def _row(runs: Sequence[RunRecord]) -> Row:
+    seeds = tuple(run.seed for run in runs)
+    one = runs[0]
+    if len(set(seeds)) < len(seeds):
+        raise RecordError(
+            f"Expected each seed of {one.agent} on {one.scenario} once; got {', '.join(map(str, seeds))}. "
+            "Leave the copies out."
+        )
+    values = [scores(run.matrix) for run in runs]
+    ids = find("scenarios", one.scenario).spec.metrics
+    return Row(
+        one.scenario,
+        one.scenario_settings,
+        one.source,
+        one.agent,
+        one.agent_settings,
+        seeds,
+        {id: estimate([value.get(id, math.nan) for value in values]) for id in ids},
+    )
+
+
+def _rank(row: Row) -> float:
+    """Return what rows are sorted by: the scenario's first metric, best first, undefined last."""
+    id, first = next(iter(row.metrics.items()))
+    if math.isnan(first.mean):
+        return math.inf
+    return first.mean if METRICS[id].higher_is_better is False else -first.mean
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return mean and half-width of the 95 % t-interval of values that are one per seed.
+
+    The half-width is ``t(0.975, n - 1) s / sqrt(n)``, ``s`` with ``n - 1`` in its denominator.
+
+    >>> print(estimate([0.5, 0.6, 0.7]))
+    60.0 ± 24.8
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, math.nan, 1)
+    return Estimate(mean, student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n), n)
+
+
+def student_quantile(freedom: int) -> float:
+    """Return the 0.975 quantile of Student's t with a whole number of degrees of freedom.
+
+    Solves ``P(|t| <= x) = 0.95`` for ``theta = atan(x / sqrt(freedom))`` by bisection; the probability is the
+    finite series of Abramowitz & Stegun, 26.7.3 and 26.7.4.
+
+    >>> round(student_quantile(1), 4), round(student_quantile(2), 4), round(student_quantile(9), 4)
+    (12.7062, 4.3027, 2.2622)
+    """
+    low, high = 0.0, math.pi / 2
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan(middle)
+
+
+def _within(theta: float, freedom: int) -> float:
+    """Return ``P(|t| <= sqrt(freedom) tan(theta))``."""
+    odd = freedom % 2
+    term = math.cos(theta) if odd else 1.0
+    total = term if freedom > 1 or not odd else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(theta) ** 2
+        total += term
+    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
+
+
+def tables(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each table by its heading, in order."""
+    out: dict[str, list[Row]] = {}
+    for row in rows:
+        out.setdefault(row.table, []).append(row)
+    return out
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Return the tables as Markdown: percent, mean and 95 % t-interval over seeds."""
+    parts = []
+    for heading, group in tables(rows).items():
+        ids = list(group[0].metrics)
+        lines = [["agent", "seeds", *(f"{id} {arrow(id)}".rstrip() for id in ids)]]
+        lines.append(["---", *["---:"] * (len(ids) + 1)])
+        lines += [[row.label, _seeds(row), *map(str, row.metrics.values())] for row in group]
+        body = "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        parts.append(f"### {heading}\n\n{body}\n")
+    return "\n".join(parts)
+
+
+def rich_tables(rows: Iterable[Row]) -> list[Table]:
+    """Return the tables for a terminal: percent, mean and 95 % t-interval over seeds."""
+    out = []
+    for heading, group in tables(rows).items():
+        table = Table(
+            title=escape(heading), title_justify="left", caption="%, mean ± 95 % t-interval over seeds"
+        )
+        table.add_column("agent")
+        table.add_column("seeds", justify="right", no_wrap=True)
+        for id in group[0].metrics:
+            # Ids are broken at their underscores to keep columns narrow.
+            words = textwrap.wrap(id.replace("_", " "), 10)
+            table.add_column(
+                "\n".join([*words[:-1], f"{words[-1]} {arrow(id)}"]), justify="right", no_wrap=True
+            )
+        for row in group:
+            table.add_row(escape(row.label), _seeds(row), *map(str, row.metrics.values()))
+        out.append(table)
+    return out
+
+
+def arrow(id: str) -> str:
+    """Return which way a metric is better: an arrow, or nothing where neither is."""
+    return {True: "↑", False: "↓", None: ""}[METRICS[id].higher_is_better]
+
+
+def _seeds(row: Row) -> str:
+    return f"n={len(row.seeds)}"
