@@ -50,9 +50,11 @@ class CoDyRA(Learner):
         family="optimisation",
         departs=(
             "The threshold is the paper's; the released code's dead zone of 2 kappa is prox='released'. kappa_max "
-            "scales with 500 / steps. Thresholds start one step after the level first rises, as in the code. Text "
-            "rows of old classes are not encoded: the released loss masks or zeroes every term they stand in. The stored (A, B) history, which the code never reads, is left out. The last task is merged at "
-            "its end rather than kept beside the weights; outputs are the same."
+            "scales with 500 / steps and levels are spaced evenly, so that shorter tasks shrink as much. Thresholds "
+            "start one step after the level first rises, as in the code. Text rows of old classes are not encoded: "
+            "the released loss masks or zeroes every term they stand in, and counts them in one average. The stored "
+            "(A, B) history, which the code never reads, is left out. The last task is merged at its end; outputs "
+            "are the same."
         ),
     )
 
@@ -148,7 +150,6 @@ def threshold(step: int, steps: int, dense_share: float, levels: int, kappa_max:
     dense = int(steps * dense_share)
     if step <= dense:
         return 0.0
-    every = max((steps - dense) // levels, 1)
-    # The level rises at every multiple of `every` from the end of the dense part on, first at its end itself.
-    level = min((step // every) - (-(-dense // every)) + 1, levels - 1)
+    # The released code floors the spacing of levels, which is exact for its 500 steps and 50 levels.
+    level = min(int((step - dense) * levels / (steps - dense)) + 1, levels - 1)
     return kappa_max * PAPER_STEPS / steps * level / (levels - 1)

@@ -125,9 +125,7 @@ def evaluate(model: CLIP, all_tasks: list[Task]) -> NDArray[np.float64]:
     return np.asarray(accuracy)
 
 
-def fit(
-    model: CLIP, streams: list[Task], steps: int, rate: float, budget: Budget, rng: np.random.Generator
-) -> None:
+def fit(model: CLIP, streams: list[Task], steps: int, rate: float, budget: Budget, rng: np.random.Generator) -> None:
     """Train a fresh LoRA on the tasks (one drawn per step when there are several) and merge it."""
     trained = attach(model, budget.rank, torch.Generator().manual_seed(int(rng.integers(2**31))))
     optimizer = torch.optim.AdamW(trained, lr=rate)
@@ -205,9 +203,7 @@ def contact_sheet(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 2e-3, 5e-3])
     parser.add_argument("--joint-rates", type=float, nargs="*", default=[1e-3, 2e-3, 5e-3])
@@ -227,9 +223,7 @@ def main() -> None:
             for seed in args.seeds:
                 start = time.perf_counter()
                 matrix = np.atleast_2d(way(seed, rate, all_tasks, budget))
-                numbers = (
-                    summary(matrix) if way is sequential else {"last": round(100 * float(matrix.mean()), 1)}
-                )
+                numbers = summary(matrix) if way is sequential else {"last": round(100 * float(matrix.mean()), 1)}
                 seconds = round(time.perf_counter() - start, 1)
                 runs.append(
                     {
@@ -256,9 +250,7 @@ def main() -> None:
             "torch": torch.__version__,
             "machine": platform.processor(),
         }
-        args.out.write_text(
-            json.dumps({**about, "zero_shot": zero.round(4).tolist(), "runs": runs}), encoding="utf-8"
-        )
+        args.out.write_text(json.dumps({**about, "zero_shot": zero.round(4).tolist(), "runs": runs}), encoding="utf-8")
 
 
 if __name__ == "__main__":

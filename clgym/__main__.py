@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 import clgym
 from clgym.console import (
@@ -25,11 +26,10 @@ from clgym.console import (
     plain_table,
     stdout,
 )
-from clgym.errors import ClgymError, NotRegisteredError, SettingError, SourceMissingError
+from clgym.errors import ClgymError, NotRegisteredError, SettingError
 from clgym.registry import Room, entries, find
 
 if TYPE_CHECKING:
-    from clgym.callbacks import Callback
     from clgym.record import RunRecord
 
 # What is heavy is imported inside the verbs: `clgym list` must answer at once.
@@ -107,9 +107,8 @@ def list_(
     shown = {room: [row for row in rows if kind in ("", row["kind"])] for room, rows in found.items()}
     tables = [
         plain_table(
-            ["id", "title", "kind" if room == "scenarios" else "family", "paper"],
-            [list(row.values()) for row in rows],
-            room,
+            [room, "title", "kind" if room == "scenarios" else "family", "paper"],
+            [*(list(row.values()) for row in rows), [""] * 4],
         )
         for room, rows in shown.items()
         if rows
@@ -179,7 +178,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Play a scenario with agents, seed after seed, and keep a record of each run."""
-    from clgym.jobs import planned, play, unclaimed
+    from clgym.jobs import planned, play, unclaimed, watchers
     from clgym.jobs import seeds as listed
 
     if resume and overwrite:
@@ -191,10 +190,14 @@ def run(
     if not (resume or overwrite):
         unclaimed(jobs)
     done: dict[Path, RunRecord] = {}
-    for job in jobs:
+    for number, job in enumerate(jobs, 1):
+        if not quiet:
+            note(f"[{number}/{len(jobs)}] {job.scenario} · {job.agent} · seed {job.seed}")
         try:
             with ExitStack() as stack:
-                callbacks = _callbacks(stack, tensorboard, wandb, bar=not quiet)
+                callbacks = watchers(
+                    stack, bar=not quiet and sys.stderr.isatty(), tensorboard=tensorboard, wandb=wandb
+                )
                 record = play(
                     job, out, resume=resume, overwrite=overwrite, device=device, callbacks=callbacks
                 )
@@ -211,15 +214,6 @@ def run(
         if not (quiet or as_json):
             _show_run(job.folder, record)
     _finish_run(done, quiet, as_json)
-
-
-def _callbacks(stack: ExitStack, tensorboard: bool, wandb: bool, *, bar: bool) -> list[Callback]:
-    from clgym.callbacks import ProgressBar, TensorBoard, WeightsAndBiases
-
-    callbacks: list[Callback] = [stack.enter_context(ProgressBar())] if bar else []
-    callbacks += [TensorBoard()] if tensorboard else []
-    callbacks += [WeightsAndBiases()] if wandb else []
-    return callbacks
 
 
 def _show_run(folder: Path, record: RunRecord) -> None:
@@ -313,7 +307,7 @@ def explain(
 
     if metric:
         text = explained(metric)
-        emit(_metric(METRICS[metric]) | {"text": text}, as_json, plain_table([""], [[text]]))
+        emit(_metric(METRICS[metric]) | {"text": text}, as_json, escape(text))
         return
     better = {True: "higher", False: "lower", None: ""}
     rows = [[m.id, m.title, better[m.higher_is_better], m.formula] for m in METRICS.values()]
@@ -350,9 +344,9 @@ def conformance(as_json: AsJson = False) -> None:
         f"{len(failures)} differ" if failures else "all as expected"
     ) + f": {numbers} numbers in {len(pack.cases)} cases, {len(pack.rejected)} inputs to be refused"
     headings = ["library", "its word", "%", "our id", "remark"]
-    title = f"What libraries call by the field's words, on the case {pack.peers_case}"
-    tables = [plain_table(["case", "metric", "expected", "got"], wrong), ""] if failures else []
-    emit(payload, as_json, *tables, plain_table(headings, peers, title), "", verdict)
+    title = f"What libraries call by the field's words, on the case {pack.peers_case}:\n"
+    faults = plain_table(["case", "metric", "expected", "got"], wrong) if failures else ""
+    emit(payload, as_json, title, plain_table(headings, peers), "", verdict, faults)
     if failures:
         raise typer.Exit(1)
 
@@ -364,42 +358,22 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Fetch the data and the model that a scenario's source "hub" needs."""
-    from clgym.backbones import download_backbone
-    from clgym.hub import SETS, missing
-    from clgym.hub import download as fetch
-    from clgym.registry import build, settings
+    from clgym.fetch import fetch, needs
+    from clgym.hub import SETS
 
-    spec = find("scenarios", scenario).spec
-    if "source" not in settings("scenarios", spec.id) or spec.modality != "image":
-        raise SettingError(f"Expected a scenario with a hub source; got {spec.id}. It needs no download.")
-    backbone = build(spec.id, source="hub").scenario.backbone
-    absent = [name for name, data in SETS.items() if missing([name])]
-    here = [name for name in SETS if name not in absent]
+    wanted = needs(scenario)
+    payload = asdict(wanted)
     rows = [
-        [name, data.repo, data.licence, "missing" if name in absent else "here"]
+        [name, data.repo, data.licence, "here" if name in wanted.here else "missing"]
         for name, data in SETS.items()
     ]
-    table = plain_table(
-        ["data set", "hub", "licence", "state"], rows, f"{spec.id} needs, besides {backbone}:"
-    )
-    payload = {"scenario": spec.id, "backbone": backbone, "here": here, "missing": absent}
-    if check:
-        emit(payload, as_json, table)
-        return
-    if not as_json:
-        emit(payload, False, table)
-    fetch(absent, progress=note)
-    note(f"Model {backbone}")
-    try:
-        weights = download_backbone(backbone)
-    except ClgymError:
-        raise
-    except Exception as error:  # the client's errors have no common base
-        raise SourceMissingError(
-            f"Expected to fetch {backbone}; got {type(error).__name__}: {error}. "
-            "Check the network (and HF_HUB_OFFLINE) and run the command again: it resumes."
-        ) from error
-    emit({**payload, "fetched": absent, "weights": str(weights)}, as_json, f"All is here. Weights: {weights}")
+    title = f"{wanted.scenario} needs, besides the model {wanted.backbone}:\n"
+    table = plain_table(["data set", "hub", "licence", "state"], rows)
+    if check or not as_json:
+        emit(payload, as_json, title, table)
+    if not check:
+        weights = str(fetch(wanted, note))
+        emit({**payload, "fetched": wanted.missing, "weights": weights}, as_json, f"All is here: {weights}")
 
 
 @verb

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -82,11 +82,9 @@ def percent(value: float | None) -> str:
     return "100" if value > 0.9995 else f"{100 * value:.1f}"
 
 
-def matrix_table(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str) -> Table:
+def matrix_table(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str) -> Group:
     """Return the accuracy matrix: bold where a task was just learned, dim where it was not yet."""
-    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 0, 0, 1))
-    table.caption = "accuracy in %; bold: just learned; right of it: zero-shot; left of it: retained"
-    table.caption_justify = "left"
+    table = Table(box=None, padding=(0, 0, 0, 1))
     table.add_column("after learning", no_wrap=True)
     for j in range(len(tasks)):
         table.add_column(str(j + 1), justify="right", no_wrap=True, min_width=4)
@@ -94,7 +92,8 @@ def matrix_table(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str) -
         styles = ["dim" if j + 1 > t else "bold" if j + 1 == t else "none" for j in range(len(tasks))]
         cells = [f"[{style}]{percent(float(a))}[/]" for style, a in zip(styles, row, strict=True)]
         table.add_row(f"{t} {escape(tasks[t - 1])}" if t else "0 (zero-shot)", *cells)
-    return table
+    caption = "accuracy in %; bold: just learned; right of it: zero-shot; left of it: retained"
+    return Group(f"[bold]{escape(title)}[/]", table, f"[dim]{caption}[/]")
 
 
 def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Table:
@@ -109,9 +108,9 @@ def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Ta
     return table
 
 
-def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a table of texts, shown as they are."""
-    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:

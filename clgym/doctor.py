@@ -95,7 +95,7 @@ def accelerator() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         built = "built for CUDA" if torch.version.cuda else "built without CUDA"
         yield Finding(
-            "cuda", "ok", f"none (torch {built}): the embedded source needs none, the hub's models do"
+            "cuda", "ok", f"none (torch {built}); the embedded source needs none"
         )
         return
     device = torch.cuda.get_device_properties(0)

@@ -79,3 +79,9 @@ class UnsupportedEventError(ClgymError, NotImplementedError):
     """An agent was shown a kind of event that it does not handle."""
 
     exit_code = 3
+
+
+class ContractError(ClgymError, AssertionError):
+    """An agent or a scenario breaks a rule of :mod:`clgym.check`; the message names the rule and the fix."""
+
+    exit_code = 7

@@ -1,4 +1,4 @@
-"""Writes the pictures of runs: matrix and lines of each, and stability against plasticity of those in one table."""
+"""Writes the pictures of runs: matrix and lines of each, and stability against plasticity over all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def draw(runs: Mapping[Path, RunRecord], out: Path) -> list[Path]:
         place = out / folder_of(record)
         if place in places:
             raise SettingError(
-                f"Expected different runs; got {places[place]} and {folder}, which are the same. Leave one out."
+                f"Expected different runs; got {places[place]} and {folder}, which are the same. "
+                "Leave one out."
             )
         places[place] = folder
         groups.setdefault(table_key(record), []).append(record)

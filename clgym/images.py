@@ -221,11 +221,11 @@ class ArrayImages:
     decodes = False
 
     def __init__(self, inputs: npt.NDArray[np.uint8], targets: npt.ArrayLike) -> None:
-        """Hold the arrays, without a copy."""
+        """Hold the arrays; pixels that do not lie image by image are copied once, as reading them would be slow."""
         self.targets: IntArray = np.asarray(targets, dtype=np.int64)
         assert inputs.dtype == np.uint8
         assert inputs.shape[:1] == self.targets.shape
-        self._inputs = inputs
+        self._inputs = np.ascontiguousarray(inputs)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -238,7 +238,7 @@ class ArrayImages:
     def fingerprint(self) -> str:
         """Return the sha256 of shape, pixels and labels."""
         total = hashlib.sha256(repr(self._inputs.shape).encode())
-        total.update(np.ascontiguousarray(self._inputs).tobytes())
+        total.update(self._inputs.tobytes())
         total.update(self.targets.tobytes())
         return total.hexdigest()
 

@@ -1,14 +1,15 @@
-"""Many runs from one command: seeds and settings from text, and a look ahead so that nothing stops half-way."""
+"""Many runs from one command: seeds and settings from text, and a look ahead before the first one starts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clgym.callbacks import Callback
+from clgym.callbacks import Callback, ProgressBar, TensorBoard, WeightsAndBiases
 from clgym.errors import SettingError
 from clgym.record import RunRecord
 from clgym.registry import Room, find, settings
@@ -119,6 +120,18 @@ def unclaimed(jobs: Sequence[Job]) -> None:
             f"Expected new runs; got {taken[0]}{more}, which exist already. "
             "Add --resume to continue or keep them, or --overwrite to replace them."
         )
+
+
+def watchers(stack: ExitStack, *, bar: bool, tensorboard: bool, wandb: bool) -> list[Callback]:
+    """Return the callbacks that were asked for; a progress bar is drawn until the stack closes.
+
+    Raises:
+        DependencyError: An optional package is not installed.
+    """
+    callbacks: list[Callback] = [stack.enter_context(ProgressBar())] if bar else []
+    callbacks += [TensorBoard()] if tensorboard else []
+    callbacks += [WeightsAndBiases()] if wandb else []
+    return callbacks
 
 
 def play(

@@ -16,7 +16,7 @@ def lora_linear(
     weight: Tensor,
     bias: Tensor | None,
     A: Tensor,
-    Bt: Tensor,  # noqa: N803
+    Bt: Tensor,
     gate: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -112,13 +113,19 @@ def batch_index(samples: int, batch: int, teaching: Teaching, entropy: Sequence[
         entropy: Integers that fix the permutations: lifetime and task.
     """
 
-    def permutation(number: int) -> IntArray:
-        return np.random.default_rng([*entropy, number]).permutation(samples)
-
     size = teaching.batch_size
     if teaching.steps:
         first, last = batch * size // samples, ((batch + 1) * size - 1) // samples
-        runs = np.concatenate([permutation(number) for number in range(first, last + 1)])
-        return runs[batch * size - first * samples :][:size]
+        runs = [_permutation(samples, *entropy, number) for number in range(first, last + 1)]
+        start = batch * size - first * samples
+        return (runs[0] if first == last else np.concatenate(runs))[start : start + size]
     number, within = divmod(batch, -(-samples // size))
-    return permutation(number)[within * size : (within + 1) * size]
+    return _permutation(samples, *entropy, number)[within * size : (within + 1) * size]
+
+
+@lru_cache(maxsize=4)
+def _permutation(samples: int, *entropy: int) -> IntArray:
+    """Return the order of one pass; the batches of a pass come one after another, hence the cache."""
+    order = np.random.default_rng(entropy).permutation(samples)
+    order.flags.writeable = False
+    return order

@@ -73,9 +73,7 @@ def matrix_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str =
     plain: dict[str, Any] = {"fontsize": 9, "parse_math": False}
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xticks(
-        list(shown), [tasks[j] for j in shown], rotation=40, ha="left", rotation_mode="anchor", **plain
-    )
+    axes.set_xticks(list(shown), [tasks[j] for j in shown], rotation=40, ha="left", rotation_mode="anchor", **plain)
     rows = ["zero-shot", *(f"after {tasks[j]}" for j in shown)]
     axes.set_yticks([0, *(j + 1 for j in shown)], rows, **plain)
     axes.tick_params(length=0)
@@ -148,14 +146,12 @@ def lines_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str = 
     named = count <= LARGEST_LABELLED
     for j in range(count):
         colour, y = COLOURS[j % len(COLOURS)], percent[:, j]
-        axes.plot(
-            x[: j + 2], y[: j + 2], color=colour, linewidth=1.1 if named else 0.4, linestyle=(0, (1, 1.6))
-        )
+        axes.plot(x[: j + 2], y[: j + 2], color=colour, linewidth=1.1 if named else 0.4, linestyle=(0, (1, 1.6)))
         axes.plot(x[j + 1 :], y[j + 1 :], color=colour, linewidth=1.6 if named else 0.8)
         axes.plot(j + 1, y[j + 1], "o", color=colour, markersize=5.5, markeredgecolor="white")
     means = np.array([mean(row) for row in percent])
     axes.plot(x, means, color="black", linewidth=3, zorder=3)
-    axes.set(xlim=(0, count + 0.05), ylim=(0, 102), ylabel="accuracy, %")
+    axes.set(xlim=(0, count + 0.05), ylim=(0, 102), yticks=range(0, 101, 20), ylabel="accuracy, %")
     end = int(np.flatnonzero(~np.isnan(R).all(axis=1)).max(initial=0))  # the last row that was measured
     shown = range(count if named else 0)
     colours = [*(COLOURS[j % len(COLOURS)] for j in shown), "black"]
@@ -163,22 +159,16 @@ def lines_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str = 
     _label_ends(figure, axes, end, values, [*(tasks[j] for j in shown), "mean"], colours)
     ticks = [0, *range(1, count + 1, math.ceil(count / LARGEST_LABELLED))]
     names = ["zero-shot", *(tasks[t - 1] for t in ticks[1:])]
-    axes.set_xticks(
-        ticks, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9, parse_math=False
-    )
+    axes.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9, parse_math=False)
     axes.set_xlabel("after learning", fontsize=9)
-    axes.set_title(
-        "dotted: not yet learned    ● learned    solid: since then", fontsize=8, color="#555555", loc="left"
-    )
+    axes.set_title("dotted: not yet learned    ● learned    solid: since then", fontsize=8, color="#555555", loc="left")
     axes.grid(axis="y", color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)
     _head(figure, title)
     return figure
 
 
-def _label_ends(
-    figure: Figure, axes: Axes, x: int, ends: Array, names: Sequence[str], colours: Sequence[str]
-) -> None:
+def _label_ends(figure: Figure, axes: Axes, x: int, ends: Array, names: Sequence[str], colours: Sequence[str]) -> None:
     """Name lines at their right ends, moved apart until none covers another."""
     span = axes.get_xlim()[1]
     width, height = figure.get_size_inches() - (2.2, 1.7)  # of the axes, about, inches
@@ -218,10 +208,7 @@ def spread(wanted: Array, gap: float, low: float, high: float) -> Array:
     blocks: list[list[float]] = []  # sum of (wanted - offset in block), size
     for i in order:
         blocks.append([out[i], 1])
-        while (
-            len(blocks) > 1
-            and blocks[-2][0] / blocks[-2][1] + blocks[-2][1] * gap > blocks[-1][0] / blocks[-1][1]
-        ):
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] + blocks[-2][1] * gap > blocks[-1][0] / blocks[-1][1]:
             total, size = blocks.pop()
             # The upper block's offsets grow by the lower one's length.
             blocks[-1][0] += total - size * blocks[-1][1] * gap
@@ -269,9 +256,7 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], title: str = "") 
     axes.text(0.015, 0.985, "remembers, learns little", ha="left", va="top", **corner)
     axes.text(0.985, 0.015, "learns, forgets", ha="right", va="bottom", **corner)
     if left_out := len(points) - len(finite):
-        note = (
-            f"{left_out} of {len(points)} runs have no forgetting or no learning accuracy and are not shown"
-        )
+        note = f"{left_out} of {len(points)} runs have no forgetting or no learning accuracy and are not shown"
         axes.text(0.015, 0.015, note, ha="left", va="bottom", **corner)
     _head(figure, title)
     if means:
@@ -313,9 +298,7 @@ def _name_points(figure: Figure, axes: Axes, runs: Array, means: Sequence[tuple[
                 color=colour,
                 weight="bold",
                 parse_math=False,
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7}
-                if abs(dx) + abs(dy) > 24
-                else None,
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7} if abs(dx) + abs(dy) > 24 else None,
             )
             box = text.get_window_extent()
             covered = sum(_overlap(box, other) for other in taken) + 3 * _outside(box, axes.bbox)

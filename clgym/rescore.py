@@ -1,4 +1,4 @@
-"""Runs on disk: finds their folders, and scores their predictions anew with the labels of the rebuilt scenario."""
+"""Runs on disk: finds their folders, and scores their predictions anew with the rebuilt scenario's labels."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def _check_stream(folder: Path, record: RunRecord, now: dict[str, str]) -> None:
     for name in ("stream", "data"):
         if (was := record.fingerprints.get(name, "")) != now[name]:
             raise RecordError(
-                f"Expected the {name} with sha256 {was[:12]} that {folder / 'run.json'} names; got {now[name][:12]}. "
+                f"Expected the {name} with sha256 {was[:12]} that {folder / 'run.json'} names; "
+                f"got {now[name][:12]}. "
                 f"Score it with the data it was played on, and with clgym {record.clgym}."
             )
 

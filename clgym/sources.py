@@ -27,6 +27,7 @@ class ImageSource:
         domains: Domain names; for embedded and hub in MTIL's order I.
         classes: Number of classes of each domain.
         load: Returns a domain by name.
+        require: Raises ``SourceMissingError`` unless the data of these domains are on this machine.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageSource:
     domains: tuple[str, ...]
     classes: tuple[int, ...]
     load: Callable[[str], Task]
+    require: Callable[[tuple[str, ...], str], None] = lambda domains, scenario: None
 
 
 def image_source(source: str, backbone: str = "") -> ImageSource:
@@ -77,11 +79,11 @@ def embedded_task(name: str) -> Task:
 
 
 def _hub() -> ImageSource:
-    from clgym.hub import SETS, hub_task
+    from clgym.hub import SETS, hub_task, require
 
     size = image_size(HUB_CLIP)
     counts = tuple(s.classes for s in SETS.values())
-    return ImageSource("hub", HUB_CLIP, size, tuple(SETS), counts, partial(hub_task, size=size))
+    return ImageSource("hub", HUB_CLIP, size, tuple(SETS), counts, partial(hub_task, size=size), require)
 
 
 def _folder(path: Path, backbone: str) -> ImageSource:

@@ -38,6 +38,7 @@ class ClipMTIL(Scenario):
     Raises:
         SettingError: A setting is out of range.
         SourceError: The folder is malformed.
+        SourceMissingError: The hub's data are not on this machine.
     """
 
     spec = ScenarioSpec(
@@ -95,6 +96,7 @@ class ClipMTIL(Scenario):
                 )
             names = tuple(names[i] for i in ORDER_II)
         self._names = names[: tasks or None]
+        self._domains.require(self._names, self.spec.id)
         self._shots = shots
         self.source, self.backbone = self._domains.name, self._domains.backbone
         self.shape = (self._domains.size, self._domains.size, 3)

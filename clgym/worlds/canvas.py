@@ -7,12 +7,13 @@ with `(N, 1, 1)`, so one call draws the same shape with other parameters in ever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 32
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
 Number = float | Array
 
@@ -104,7 +105,7 @@ def place(
 
 def inside(distance: Array, pixel: Array) -> Array:
     """Turn a signed distance (negative inside) into coverage."""
-    return np.clip(0.5 - distance / pixel, 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - distance / pixel, 0.0, 1.0))
 
 
 def ellipse(frame: Frame, x: Number, y: Number, a: Number, b: Number | None = None) -> Array:
@@ -163,7 +164,7 @@ def petals(frame: Frame, count: Number, inner: Number, outer: Number, sharpness:
 
 def wave(phase: Array) -> Array:
     """Return a smooth wave in [0, 1] of a phase in turns."""
-    return 0.5 + 0.5 * np.cos(phase * np.float32(2 * np.pi))
+    return np.asarray(0.5 + 0.5 * np.cos(phase * np.float32(2 * np.pi)))
 
 
 def cells(rng: np.random.Generator, frame: Frame, count: int) -> tuple[Array, Array]:
@@ -203,11 +204,11 @@ def named(rng: np.random.Generator, names: tuple[str, ...], values: Integers, ji
     return varied(rng, table[values], jitter)
 
 
-def varied(rng: np.random.Generator, colours: NDArray[np.generic], jitter: float = 0.06) -> Array:
+def varied(rng: np.random.Generator, colours: Array, jitter: float = 0.06) -> Array:
     """Jitter hue and brightness of colours `(N, 3)`."""
     bright = rng.normal(1.0, 1.5 * jitter, (len(colours), 1))
     shifted = colours * bright + rng.normal(0.0, jitter, colours.shape)
-    return np.clip(shifted, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(shifted, 0.0, 1.0), dtype=np.float32)
 
 
 def tint(rng: np.random.Generator, n: int, colour: tuple[float, float, float], jitter: float = 0.06) -> Array:
@@ -247,9 +248,7 @@ class Canvas:
         for _ in range(pieces):
             frame = place(rng, n, size=(0.2, 0.5), shift=1.0, turn=1.5)
             there = column(rng.random(n) < 0.6) * strength
-            self.paint(
-                np.maximum(np.abs(frame.u), np.abs(frame.v) * 1.5).__lt__(1.0) * there, any_colour(rng, n)
-            )
+            self.paint(np.maximum(np.abs(frame.u), np.abs(frame.v) * 1.5).__lt__(1.0) * there, any_colour(rng, n))
 
     def finish(self, rng: np.random.Generator, noise: float = 0.03) -> NDArray[np.uint8]:
         """Add light and sensor noise and return uint8 pictures `(N, 32, 32, 3)`."""

@@ -25,9 +25,7 @@ def textures(rng: np.random.Generator, values: Values) -> Pictures:
     fine = canvas.column(values["grain"] == 0)
     edge = np.where(fine > 0, second - first, coarse_second - coarse_first)
     waves = canvas.wave(q + 0.35 * np.sin(p * np.float32(2.4)))
-    weave = np.where(
-        (np.floor(p * 1.2) + np.floor(q * 1.2)) % 2 > 0, canvas.wave(p * 2.4), canvas.wave(q * 2.4)
-    )
+    weave = np.where((np.floor(p * 1.2) + np.floor(q * 1.2)) % 2 > 0, canvas.wave(p * 2.4), canvas.wave(q * 2.4))
     fields = (
         canvas.wave(p),
         np.clip(4.0 * canvas.wave(p) * canvas.wave(q) - 1.4, 0.0, 1.0),
@@ -73,11 +71,7 @@ def flowers(rng: np.random.Generator, values: Values) -> Pictures:
     art.paint(np.where(tulip > 0, crown, cover), colour)
     radius = np.sqrt(frame.u * frame.u + frame.v * frame.v)
     art.shade(
-        1.0
-        - 0.35
-        * canvas.wave(canvas.inside(radius - 0.9, frame.pixel) * radius * 1.0)
-        * (radius < 0.5)
-        * (1 - tulip)
+        1.0 - 0.35 * canvas.wave(canvas.inside(radius - 0.9, frame.pixel) * radius * 1.0) * (radius < 0.5) * (1 - tulip)
     )
     hearts = np.asarray(
         [
@@ -215,17 +209,13 @@ def pets(rng: np.random.Generator, values: Values) -> Pictures:
     mask = head * canvas.ellipse(half, 0.28, 0.0, 0.24, 0.30)
     stripes = head * (canvas.wave(frame.u * 3.0) > 0.55) * (frame.v < 0.02)
     cheeks = head * (canvas.wave(frame.v * 3.6) > 0.6) * (half.u > 0.34) * (frame.v > 0.0)
-    art.paint(
-        canvas.choose(values["marking"], (none, mask, np.maximum(stripes, cheeks).astype(np.float32))), mark
-    )
+    art.paint(canvas.choose(values["marking"], (none, mask, np.maximum(stripes, cheeks).astype(np.float32))), mark)
     eye = np.where(animal == 0, 1, 0)
     eyes = np.asarray([(0.05, 0.05, 0.06), (0.45, 0.75, 0.20)])[eye].astype(np.float32)
     art.paint(canvas.ellipse(half, 0.27, 0.03, 0.15), np.full_like(coat, 0.97))
     art.paint(canvas.ellipse(half, 0.27, 0.03, 0.10), eyes)
     muzzle = canvas.pick(animal, (0.20, 0.33, 0.20, 0.16))
-    art.paint(
-        canvas.ellipse(frame, 0.0, 0.48, muzzle, 0.20), np.clip(coat * 0.6 + 0.38, 0, 1).astype(np.float32)
-    )
+    art.paint(canvas.ellipse(frame, 0.0, 0.48, muzzle, 0.20), np.clip(coat * 0.6 + 0.38, 0, 1).astype(np.float32))
     nose = np.where((animal == 1)[:, None], np.float32(0.08), pink).astype(np.float32)
     art.paint(canvas.ellipse(frame, 0.0, 0.40, muzzle * 0.45, 0.09), nose)
     return art.finish(rng)

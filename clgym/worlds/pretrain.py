@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP  # type: ignore[import-untyped]
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save
 from torch.nn import functional
@@ -27,9 +27,7 @@ from clgym.worlds.tokenizer import WordTokenizer, vocabulary_sha256
 MAX_LOGIT_SCALE = 100.0
 
 
-def contrastive_loss(
-    image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, same: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return the symmetric contrastive loss of unit features.
 
     Several pictures of a batch can have the same caption in a world this small. They are all right answers
@@ -97,7 +95,7 @@ def train(*, steps: int, pairs: int, images: int, seed: int, rate: float) -> tup
             same = (text[:, None] == text[None]).all(-1)
             loss = contrastive_loss(image_features, text_features, same, model.logit_scale.exp())
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
@@ -144,9 +142,7 @@ def main() -> None:
     description = write(model, out, {**settings, "loss": round(loss, 4), "torch": torch.__version__})
     for name, accuracy in description["zero_shot"].items():
         print(f"{name:14s} {100 * accuracy:5.1f} %")
-    print(
-        f"{'mean':14s} {100 * description['zero_shot_mean']:5.1f} %   {out}  sha256 {description['sha256']}"
-    )
+    print(f"{'mean':14s} {100 * description['zero_shot_mean']:5.1f} %   {out}  sha256 {description['sha256']}")
 
 
 if __name__ == "__main__":

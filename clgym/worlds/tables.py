@@ -1,10 +1,10 @@
 """The class tables: which kinds of pictures there are, what varies in them, and what each class is called.
 
-A kind has attributes, each with a few values that are words. A class is a combination of values; `*` leaves
-an attribute free, so that it varies inside the class. In half of the kinds a class is named by its values
-("blue mug"), and a model that knows the words can guess it. In the others the names are bound to looks by
-nothing but the training pictures (the "red kestrel" is an aircraft with a blue tail), as with real aircraft and
-car models, and they borrow words that mean something else in another kind ("cat fish", "rice" texture).
+A kind has attributes, each with a few values that are words. A class is a combination of values; `*`
+leaves an attribute free, so that it varies inside the class. In half of the kinds a class is named by its
+values ("blue mug"), and a model that knows the words can guess it. In the others nothing but the training
+pictures binds names to looks (the "red kestrel" is an aircraft with a blue tail), as with real aircraft and
+car models, and names borrow words that mean something else in another kind ("cat fish", a "rice" texture).
 """
 
 from __future__ import annotations
@@ -266,10 +266,7 @@ DIGITS = Kind(
     "Real handwritten digits (scikit-learn's 8 x 8 scans); no digit is in the pre-training pictures.",
     ("a photo of the number {}.", "the digit {} written by hand."),
     (),
-    tuple(
-        (word, "")
-        for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    ),
+    tuple((word, "") for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")),
     (),
 )
 

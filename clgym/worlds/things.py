@@ -21,9 +21,7 @@ def aircraft(rng: np.random.Generator, values: Values) -> Pictures:
     """Draw aircraft from above in a sky."""
     n = len(values["wing"])
     sky = Canvas(canvas.tint(rng, n, (0.45, 0.66, 0.90), 0.05))
-    sky.paint(
-        np.clip(canvas.clouds(rng, n, 4) * 1.6 - 0.7, 0.0, 0.8), canvas.tint(rng, n, (0.93, 0.95, 0.98), 0.03)
-    )
+    sky.paint(np.clip(canvas.clouds(rng, n, 4) * 1.6 - 0.7, 0.0, 0.8), canvas.tint(rng, n, (0.93, 0.95, 0.98), 0.03))
     frame = canvas.place(rng, n, size=(0.8, 0.98), shift=0.1, turn=0.3)
     half = frame.mirrored()
     wing, engines = values["wing"], values["engines"]
@@ -122,9 +120,7 @@ _Painter = Callable[[Canvas, Frame, Array, Array], None]
 _THINGS: tuple[_Painter, ...] = (_mug, _umbrella, _lamp, _chair, _key, _bell, _bottle, _hat, _clock, _house)
 
 
-def _each(
-    art: Canvas, which: Integers, painters: tuple[_Painter, ...], frame: Frame, *colours: Array
-) -> None:
+def _each(art: Canvas, which: Integers, painters: tuple[_Painter, ...], frame: Frame, *colours: Array) -> None:
     """Let every painter paint the pictures that are its own."""
     for index, painter in enumerate(painters):
         rows = np.flatnonzero(which == index)
@@ -250,9 +246,7 @@ def cars(rng: np.random.Generator, values: Values) -> Pictures:
     front = canvas.pick(body, (0.35, 0.28, 0.20, 0.55, 0.40, 0.92))
     rear_foot = canvas.pick(body, (-0.72, -0.88, -0.95, -0.92, -0.10, -0.92))
     front_foot = canvas.pick(body, (0.62, 0.60, 0.70, 0.85, 0.62, 0.92))
-    art.paint(
-        canvas.polygon(frame, (back, top), (front, top), (front_foot, waist), (rear_foot, waist)), paint
-    )
+    art.paint(canvas.polygon(frame, (back, top), (front, top), (front_foot, waist), (rear_foot, waist)), paint)
     art.paint(canvas.box(frame, 0.0, (waist + 0.48) / 2, 0.94, (0.48 - waist) / 2), paint)
     inset = 0.12
     window = canvas.polygon(

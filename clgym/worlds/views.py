@@ -112,9 +112,7 @@ def satellite(rng: np.random.Generator, values: Values) -> Pictures:
         blocks,
         slabs,
     )
-    art.paint(
-        canvas.choose(values["mark"], fields), canvas.varied(rng, np.asarray(_MARKS)[values["mark"]], 0.05)
-    )
+    art.paint(canvas.choose(values["mark"], fields), canvas.varied(rng, np.asarray(_MARKS)[values["mark"]], 0.05))
     return art.finish(rng, 0.035)
 
 
@@ -171,7 +169,5 @@ def scenes(rng: np.random.Generator, values: Values) -> Pictures:
         stand,
         np.where((place == 3)[:, None, None], np.maximum(stand, below), below - sand),
     )
-    art.paint(
-        (fields * where * 0.8).astype(np.float32), canvas.varied(rng, np.asarray(_DETAIL)[place] * lit, 0.03)
-    )
+    art.paint((fields * where * 0.8).astype(np.float32), canvas.varied(rng, np.asarray(_DETAIL)[place] * lit, 0.03))
     return art.finish(rng)

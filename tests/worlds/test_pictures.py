@@ -58,7 +58,7 @@ def test_train_and_test_share_no_picture(name: str) -> None:
 
 
 def test_digits_are_the_real_scans() -> None:
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     scans = load_digits()
     inputs, labels = pictures.draw("digits", "train", 2)
@@ -80,9 +80,7 @@ def test_errors_say_what_to_do() -> None:
         pictures.draw("digits", "test", 500)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name
-)
+@pytest.mark.parametrize("kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name)
 def test_no_class_is_among_the_captioned_pictures(kind: tables.Kind) -> None:
     drawn = captions.sample_combinations(kind, np.random.default_rng(0), 2000)
     for name, look in kind.classes:
@@ -94,9 +92,7 @@ def test_no_class_is_among_the_captioned_pictures(kind: tables.Kind) -> None:
         assert not match.all(1).any(), name
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name
-)
+@pytest.mark.parametrize("kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name)
 def test_every_value_is_among_the_captioned_pictures_and_classes_differ(kind: tables.Kind) -> None:
     drawn = captions.sample_combinations(kind, np.random.default_rng(0), 2000)
     for column, (attribute, values) in enumerate(kind.attributes):
