@@ -117,9 +117,7 @@ def list_(
 
 
 @verb
-def info(
-    id: Annotated[str, typer.Argument(metavar="ID", help="Scenario or agent.")], as_json: AsJson = False
-) -> None:
+def info(id: Annotated[str, typer.Argument(metavar="ID", help="Scenario or agent.")], as_json: AsJson = False) -> None:
     """Describe a scenario or an agent: what it is, its settings, where it departs from its paper."""
     from clgym.settings import described
 
@@ -161,9 +159,7 @@ def run(
     scenario: Annotated[str, typer.Argument(help="Scenario id.")],
     agent: Annotated[list[str], typer.Option(help="Agent id; may be given again.")],
     seeds: Annotated[str, typer.Option(help="Such as 0-2 or 0,1,5.")] = "0",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the agent.")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the agent.")] = None,
     with_: Annotated[
         list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="Setting of the scenario.")
     ] = None,
@@ -184,9 +180,7 @@ def run(
     if resume and overwrite:
         raise SettingError("Expected --resume or --overwrite; got both. Leave one out.")
     of_scenario = [*(with_ or []), *([f"source={source}"] if source else [])]
-    jobs = planned(
-        scenario, agent, listed(seeds), out, scenario_settings=of_scenario, agent_settings=set_ or []
-    )
+    jobs = planned(scenario, agent, listed(seeds), out, scenario_settings=of_scenario, agent_settings=set_ or [])
     if not (resume or overwrite):
         unclaimed(jobs)
     done: dict[Path, RunRecord] = {}
@@ -195,12 +189,8 @@ def run(
             note(f"[{number}/{len(jobs)}] {job.scenario} · {job.agent} · seed {job.seed}")
         try:
             with ExitStack() as stack:
-                callbacks = watchers(
-                    stack, bar=not quiet and sys.stderr.isatty(), tensorboard=tensorboard, wandb=wandb
-                )
-                record = play(
-                    job, out, resume=resume, overwrite=overwrite, device=device, callbacks=callbacks
-                )
+                callbacks = watchers(stack, bar=not quiet and sys.stderr.isatty(), tensorboard=tensorboard, wandb=wandb)
+                record = play(job, out, resume=resume, overwrite=overwrite, device=device, callbacks=callbacks)
         except KeyboardInterrupt as error:
             words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
             again = shlex.join(["clgym", *words, "--resume"])
@@ -255,8 +245,7 @@ def score(runs: Runs, as_json: AsJson = False) -> None:
     rows = summarise(done.values())
     payload = {
         "runs": [
-            {"folder": str(f), "tasks": r.tasks, "R": r.R.tolist(), "metrics": r.metrics}
-            for f, r in reports.items()
+            {"folder": str(f), "tasks": r.tasks, "R": r.R.tolist(), "metrics": r.metrics} for f, r in reports.items()
         ],
         "table": [asdict(row) for row in rows],
     }
@@ -327,10 +316,7 @@ def conformance(as_json: AsJson = False) -> None:
 
     pack, failures = load(), check()
     numbers = sum(len(case.expected) for case in pack.cases)
-    peers = [
-        [word.library, word.word, percent(word.value), word.equals or "none", word.remark]
-        for word in pack.peers
-    ]
+    peers = [[word.library, word.word, percent(word.value), word.equals or "none", word.remark] for word in pack.peers]
     payload = {
         "passed": not failures,
         "cases": len(pack.cases),
@@ -364,8 +350,7 @@ def download(
     wanted = needs(scenario)
     payload = asdict(wanted)
     rows = [
-        [name, data.repo, data.licence, "here" if name in wanted.here else "missing"]
-        for name, data in SETS.items()
+        [name, data.repo, data.licence, "here" if name in wanted.here else "missing"] for name, data in SETS.items()
     ]
     title = f"{wanted.scenario} needs, besides the model {wanted.backbone}:\n"
     table = plain_table(["data set", "hub", "licence", "state"], rows)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clgym.env import ContinualEnv
-from clgym.errors import DependencyError
+from clgym.errors import DependencyError, SettingError
 from clgym.events import Event, Query, TaskStart, Train
 from clgym.record import RunRecord
 
@@ -22,8 +22,8 @@ class Callback:
     A callback sees events, rewards and reports. It is the runner's guest, never the agent's.
     """
 
-    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path) -> None:
-        """Be told of a run that starts or resumes."""
+    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path | None) -> None:
+        """Be told of a run that starts or resumes; a run without a folder writes nothing."""
 
     def on_event(self, env: ContinualEnv, event: Event, reward: float) -> None:
         """Be shown an event after the agent acted on it, with the reward of that act."""
@@ -36,7 +36,7 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """One line with task, event, running accuracy and time left.
+    """One line with task, event, running accuracy and time left, drawn within ``with ProgressBar() as bar:``.
 
     Args:
         console: Where to draw; ``None`` is standard error.
@@ -45,11 +45,12 @@ class ProgressBar(Callback):
     def __init__(self, console: Console | None = None) -> None:
         """Draw nothing yet."""
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[what]:<28}"),
-            TextColumn("acc {task.fields[accuracy]}"),
+            # Task names are data, not markup.
+            TextColumn("{task.fields[what]:<28}", markup=False),
+            TextColumn("acc {task.fields[accuracy]}", markup=False),
             TimeRemainingColumn(),
             console=console or Console(stderr=True),
             refresh_per_second=5,
@@ -67,11 +68,11 @@ class ProgressBar(Callback):
         """Remove the line."""
         self._progress.stop()
 
-    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path) -> None:
+    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path | None) -> None:
         """Open the bar."""
         del folder
         name = f"{record.agent} · seed {record.seed}"
-        self._bar = self._progress.add_task(name, total=env.length, what="", accuracy="  -  ")
+        self._bar = self._progress.add_task(name, total=env.length, completed=env.position, what="", accuracy="  -  ")
         self._right = self._asked = 0.0
         self._task = "zero-shot"
 
@@ -111,11 +112,16 @@ class TensorBoard(Callback):
         need("tensorboard", "tensorboard")
         self._folder = folder
 
-    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path) -> None:
+    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path | None) -> None:
         """Open the event file."""
+        if self._folder is None and folder is None:
+            raise SettingError(
+                "Expected a folder for TensorBoard; got a run that writes none. Pass TensorBoard(folder) or out=."
+            )
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder or folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        where = self._folder or folder / "tensorboard"
+        self._writer = SummaryWriter(str(where))  # type: ignore[no-untyped-call]
 
     def on_point(self, env: ContinualEnv, after: int) -> None:
         """Write a row of the matrix."""
@@ -146,11 +152,15 @@ class WeightsAndBiases(Callback):
         self._wandb = need("wandb", "wandb")
         self._project = project
 
-    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path) -> None:
+    def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path | None) -> None:
         """Open a run whose config is the record's identity."""
-        config = record.model_dump(include={"scenario", "scenario_settings", "source", "agent", "agent_settings", "seed"})
+        config = record.model_dump(
+            include={"scenario", "scenario_settings", "source", "agent", "agent_settings", "seed"}
+        )
         name = "/".join((record.scenario, record.agent, str(record.seed)))
-        self._run = self._wandb.init(project=self._project, name=name, config=config, dir=str(folder))
+        where = None if folder is None else str(folder)
+        # A run that resumes is a new one to W&B; the group holds its parts together.
+        self._run = self._wandb.init(project=self._project, name=name, group=name, config=config, dir=where)
 
     def on_point(self, env: ContinualEnv, after: int) -> None:
         """Log a row of the matrix."""

@@ -70,9 +70,7 @@ def examine() -> Iterator[Finding]:
             yield from check()
         except Exception as error:  # whatever is broken, the other checks still tell something
             what = str(error) if isinstance(error, ClgymError) else f"{type(error).__name__}: {error}"
-            fix = (
-                "Install clgym again, or report this." if not isinstance(error, ClgymError) else "See there."
-            )
+            fix = "Install clgym again, or report this." if not isinstance(error, ClgymError) else "See there."
             yield Finding(check.__name__.replace("_", " "), "fail", what, fix)
 
 
@@ -94,14 +92,10 @@ def accelerator() -> Iterator[Finding]:
 
     if not torch.cuda.is_available():
         built = "built for CUDA" if torch.version.cuda else "built without CUDA"
-        yield Finding(
-            "cuda", "ok", f"none (torch {built}); the embedded source needs none"
-        )
+        yield Finding("cuda", "ok", f"none (torch {built}); the embedded source needs none")
         return
     device = torch.cuda.get_device_properties(0)
-    yield Finding(
-        "cuda", "ok", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    )
+    yield Finding("cuda", "ok", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
     if importlib.util.find_spec("triton"):
         yield Finding("triton", "ok", version("triton"))
     else:

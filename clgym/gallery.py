@@ -29,8 +29,7 @@ def draw(runs: Mapping[Path, RunRecord], out: Path) -> list[Path]:
         place = out / folder_of(record)
         if place in places:
             raise SettingError(
-                f"Expected different runs; got {places[place]} and {folder}, which are the same. "
-                "Leave one out."
+                f"Expected different runs; got {places[place]} and {folder}, which are the same. Leave one out."
             )
         places[place] = folder
         groups.setdefault(table_key(record), []).append(record)

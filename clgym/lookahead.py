@@ -21,9 +21,7 @@ class Lookahead(Generic[T]):
         depth: How many items to hold ready.
     """
 
-    def __init__(
-        self, read: Callable[[int], T], next_position: Callable[[int], int | None], depth: int = 4
-    ) -> None:
+    def __init__(self, read: Callable[[int], T], next_position: Callable[[int], int | None], depth: int = 4) -> None:
         """Start no thread yet."""
         self._read, self._next, self._depth = read, next_position, depth
         self._pool: ThreadPoolExecutor | None = None

@@ -33,7 +33,7 @@ class SampleMemory:
     @property
     def sample_bytes(self) -> int:
         """Bytes of the images held."""
-        return self["images"].numel() if self._held else 0
+        return self["images"].nbytes if self._held else 0
 
     def __getitem__(self, name: str) -> Tensor:
         """Return ``"images"`` uint8 ``(n, ...)``, or ``"targets"``, ``"tasks"`` or ``"ids"``, int64 ``(n,)``."""
@@ -85,10 +85,10 @@ class SampleMemory:
         return self["images"][chosen], self["targets"][chosen], self.prompts[int(task)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is held, and which samples have been met."""
+        """Return what is held, as views, and which samples have been met."""
         seen = torch.tensor(sorted(self._seen), dtype=torch.int64)
         held = {f"memory.{name}": self[name] for name in self._columns}
-        return {"memory.seen": seen, "memory.prompts": self.prompts, **held}
+        return {"memory.seen": seen, "memory.prompts": list(self.prompts), **held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""

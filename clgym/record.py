@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import tempfile
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clgym.errors import RecordError
+from clgym.errors import RecordError, SettingError
 
-SCHEMA = 1
+SCHEMA: Final = 1
 
 
 class RunRecord(BaseModel):
@@ -44,7 +47,7 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layout: int = SCHEMA
+    layout: Literal[1] = SCHEMA
     clgym: str
     scenario: str
     scenario_settings: dict[str, Any] = Field(default_factory=dict)
@@ -89,30 +92,66 @@ class RunRecord(BaseModel):
         """
         path = folder / "run.json"
         if not path.is_file():
-            raise RecordError(
-                f"Expected a run folder with run.json; got {folder}. Pass a folder that clgym run wrote."
-            )
+            raise RecordError(f"Expected a run folder with run.json; got {folder}. Pass a folder that clgym run wrote.")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             checksum = body.pop("checksum")
-        except (ValueError, KeyError, AttributeError) as error:
-            raise RecordError(f"Expected whole JSON in {path}; got {error!r}. {_REDO}") from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise RecordError(f"Expected whole JSON in {path}; got {error!r}. {_AGAIN}") from error
         if checksum != _checksum(body):
-            raise RecordError(f"Expected {path} as clgym wrote it; got other content. {_REDO}")
+            raise RecordError(f"Expected {path} as clgym wrote it; got other content. {_AGAIN}")
         try:
             record = cls.model_validate(body)
         except ValidationError as error:
-            raise RecordError(f"Expected layout {SCHEMA} in {path}; got {error}. {_REDO}") from error
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise RecordError(
+                f"Expected layout {SCHEMA} in {path}; got {where}: {fault['msg']}. Read it with the clgym that wrote it."
+            ) from error
         for name, digest in record.files.items():
             verify(folder / name, digest)
         return record
 
 
 _REDO = "Restore it from a copy, or run again with --overwrite."
+_DRAFT = ".draft"
+_AGAIN = "Restore it from a copy, or delete it and add --resume: what checkpoints hold is kept."
 
 
 def _checksum(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def same_run(folder: Path, found: RunRecord, new: RunRecord) -> None:
+    """Raise unless a folder holds the run that is wanted.
+
+    Raises:
+        RecordError: It is another one.
+    """
+    if found.identity != new.identity:
+        raise RecordError(
+            f"Expected the run {new.identity} in {folder}; got {found.identity}. Add --overwrite to replace it."
+        )
+
+
+def same_circumstances(found: RunRecord, new: RunRecord) -> None:
+    """Raise unless a run can be continued to the record that it would have had without interruption.
+
+    Raises:
+        SettingError: Threads, device or versions differ, and with them the last bits of sums.
+    """
+    if (a := found.hardware["threads"]) != (b := new.hardware["threads"]):
+        raise SettingError(
+            f"Expected {a} threads, as this run began with; got {b}. "
+            f"Set OMP_NUM_THREADS={a}, or sums differ in their last bits."
+        )
+    was, now = ({"clgym": r.clgym, **r.versions, **r.hardware} for r in (found, new))
+    for name in sorted((was.keys() | now.keys()) - {"python", "cores"}):
+        if was.get(name) != now.get(name):
+            raise SettingError(
+                f"Expected {name} {was.get(name)}, as this run began with; got {now.get(name)}. "
+                "Continue it as it began, or add --overwrite to start again."
+            )
 
 
 def verify(path: Path, digest: str) -> None:
@@ -130,9 +169,12 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one, whole."""
+    """Write a file so that a crash leaves either the old one or the new one, whole.
+
+    A process that is killed while it writes leaves its draft behind; :func:`sweep` removes it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=_DRAFT)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -145,6 +187,19 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove the drafts that killed processes left in a folder; no other file is touched."""
+    for draft in folder.glob(f".*{_DRAFT}"):
+        draft.unlink(missing_ok=True)
+
+
 def nullable(values: npt.NDArray[np.float64]) -> list[Any]:
     """Return an array as nested lists with ``None`` for NaN, as JSON wants it."""
     return np.where(np.isnan(values), None, values).tolist()  # type: ignore[no-any-return]
+
+
+def parquet(columns: dict[str, Any]) -> bytes:
+    """Return a Parquet file of named columns; the same columns give the same bytes."""
+    sink = BytesIO()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import platform
+import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 import clgym
 from clgym import checkpoint
 from clgym.agent import Agent
 from clgym.callbacks import Callback
+from clgym.checkpoint import Patience, States
 from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
-from clgym.events import Query, TaskEnd, TaskStart, Train
-from clgym.record import RunRecord, nullable, sha256_of, write_atomic
-from clgym.registry import find, make_agent, settings
+from clgym.events import End, Event, Query, TaskEnd, TaskStart, Train
+from clgym.record import RunRecord, nullable, parquet, same_circumstances, same_run, sha256_of, sweep, write_atomic
+from clgym.registry import Room, find, make_agent, settings
 from clgym.registry import make as make_env
+from clgym.scorer import Report
 
-CHECKPOINT_SECONDS = 60.0
+LONGEST_NAME = 150  # characters of a folder's name before it is cut; file systems allow 255 bytes
 
 
 def run(
@@ -41,9 +45,14 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     callbacks: Sequence[Callback] = (),
+    checkpoint_seconds: float = 60.0,
     **agent_settings: Any,
 ) -> RunRecord:
     """Play a scenario to its end and return the record.
+
+    A checkpoint is written at the end of each task, after each round of questions, every
+    ``checkpoint_seconds`` and on Ctrl-C, which waits for the event in hand; a second Ctrl-C does not wait.
+    A finished run keeps no checkpoint.
 
     Args:
         scenario: Scenario id.
@@ -52,39 +61,49 @@ def run(
         scenario_settings: Settings of the scenario.
         out: Folder under which ``<scenario>/<agent>/seed-<n>/`` is written; ``None`` writes nothing.
         resume: Continue a run that was interrupted; a finished one is returned as it is.
-        overwrite: Replace what is there.
+        overwrite: Replace what is there: the run's whole folder.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         callbacks: What watches the run.
+        checkpoint_seconds: Longest time between two checkpoints, but for the length of one event; 0 writes one
+            at every event.
         **agent_settings: Settings of the agent.
 
     Raises:
         NotRegisteredError: An id is unknown.
-        SettingError: A setting is unknown or out of range, or the folder holds a run already.
-        RecordError: A file of the run to resume is damaged.
+        SettingError: A setting is unknown or out of range, the folder holds a run already, or a run is resumed
+            under circumstances that would change its numbers: threads, device, versions.
+        RecordError: A file of the run to resume is damaged, or its data or its model have changed.
     """
+    if resume and overwrite:
+        raise SettingError("Expected resume or overwrite; got both. Leave one out.")
+    if seed < 0:
+        raise SettingError(f"Expected a seed of 0 or more; got {seed}. Choose another.")
     chosen = scenario_settings or {}
     made = make_env(scenario, disable_env_checker=True, **chosen)
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
-    learner = make_agent(agent, made, seed, device=device, **agent_settings)
-    record = RunRecord(
-        clgym=clgym.__version__,
-        scenario=env.scenario.spec.id,
-        scenario_settings=_changed("scenarios", scenario, chosen),
-        source=env.scenario.source,
-        backbone=env.scenario.backbone,
-        agent=learner.spec.id,
-        agent_settings=_changed("agents", agent, agent_settings),
-        seed=seed,
-        versions=versions(),
-        hardware=hardware(device),
-    )
-    folder = None if out is None else Path(out) / folder_of(record)
-    if folder is not None and (folder / "run.json").exists():
-        found = _existing(folder, record, resume=resume, overwrite=overwrite)
-        if found is not None:
-            return found
     try:
-        return _Run(env, learner, record, folder, callbacks).play(resume=resume)
+        record = RunRecord(
+            clgym=clgym.__version__,
+            scenario=env.scenario.spec.id,
+            scenario_settings=_changed("scenarios", scenario, chosen),
+            source=env.scenario.source,
+            backbone=env.scenario.backbone,
+            agent=find("agents", agent).spec.id,
+            agent_settings=_changed("agents", agent, agent_settings),
+            seed=seed,
+            versions=versions(),
+            hardware=hardware(device),
+        )
+        folder = None if out is None else Path(out) / folder_of(record)
+        states = None
+        if folder is not None and not overwrite:
+            record, states = _existing(folder, record, resume=resume)
+            if record.status == "finished":
+                return record
+        learner = make_agent(agent, made, seed, device=device, **agent_settings)
+        if folder is not None and overwrite:
+            _empty(folder)
+        return _Run(env, learner, record, folder, callbacks, checkpoint_seconds).play(states)
     finally:
         made.close()
 
@@ -96,16 +115,24 @@ def folder_of(record: RunRecord) -> Path:
     ...                     agent_settings={"lr": 0.01})).as_posix()
     'S-v0/a-v0,lr=0.01/seed-1'
     """
-
-    def name(id: str, chosen: dict[str, Any]) -> str:
-        text = ",".join([id, *(f"{key}={value}" for key, value in sorted(chosen.items()))])
-        return "".join(c if c.isalnum() or c in "-_.,=+" else "~" for c in text)[:200]
-
     return Path(
-        name(record.scenario, record.scenario_settings),
-        name(record.agent, record.agent_settings),
+        _name(record.scenario, record.scenario_settings),
+        _name(record.agent, record.agent_settings),
         f"seed-{record.seed}",
     )
+
+
+def _name(id: str, chosen: dict[str, Any]) -> str:
+    """Return a folder's name that no other settings have; where characters are lost, a hash makes up for them."""
+    said = {key: v if isinstance(v, str) else json.dumps(v) for key, v in sorted(chosen.items())}
+    text = ",".join([id, *(f"{key}={value}" for key, value in said.items())])
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]", "~", text)[:LONGEST_NAME]
+    # A text may also hold the separators, or look like a number or another JSON value.
+    word = re.compile(r"(?!(true|false|null)$)[A-Za-z_][A-Za-z0-9_.+-]*")
+    if name == text and all(word.fullmatch(v) for v in chosen.values() if isinstance(v, str)):
+        return name
+    whole = json.dumps([id, chosen], sort_keys=True)
+    return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:10]}"
 
 
 def versions() -> dict[str, str]:
@@ -115,10 +142,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str = "auto") -> dict[str, Any]:
-    """Return processor, cores, threads and accelerator."""
+    """Return architecture, cores, threads and accelerator."""
     cuda = torch.cuda.is_available() and device != "cpu"
     return {
         "machine": platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
@@ -134,33 +162,56 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _changed(room: Any, id: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def _changed(room: Room, id: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, as JSON gives them back."""
     defaults = settings(room, find(room, id).spec.id)
-    return {name: value for name, value in sorted(chosen.items()) if defaults.get(name) != value}
+    given = {name: _as_json(name, value) for name, value in sorted(chosen.items())}
+    return {name: v for name, v in given.items() if name not in defaults or _as_json(name, defaults[name]) != v}
 
 
-def _existing(folder: Path, record: RunRecord, *, resume: bool, overwrite: bool) -> RunRecord | None:
-    """Say what becomes of a run that is there already: the finished record, or ``None`` to play."""
-    if overwrite:
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        return None
-    found = RunRecord.load(folder)
-    if not resume:
+def _as_json(name: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
         raise SettingError(
-            f"Expected a new run; got {folder}, which holds one that is {found.status}. "
+            f"Expected {name} to be a JSON value; got {value!r}. Pass a finite number, text, truth value or list."
+        ) from error
+
+
+def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord, States | None]:
+    """Return the record to continue, or the finished one, or the new one; and the states to continue from.
+
+    A run whose ``run.json`` is gone is known by its checkpoint, which holds the record too.
+    """
+    drafts = folder / "checkpoint"
+    found = RunRecord.load(folder) if (folder / "run.json").exists() else None
+    if found is None and not checkpoint.exists(drafts):
+        return new, None
+    if not resume:
+        status = "running" if found is None else found.status
+        raise SettingError(
+            f"Expected a new run; got {folder}, which holds one that is {status}. "
             "Add --resume to continue it or --overwrite to replace it."
         )
-    if found.identity != record.identity:
-        raise RecordError(f"Expected the run {record.identity} in {folder}; got {found.identity}. Add --overwrite.")
-    if found.status == "finished":
-        return found
-    if (a := found.hardware.get("threads")) != (b := record.hardware["threads"]):
-        raise SettingError(
-            f"Expected {a} threads, as this run began with; got {b}. "
-            f"Set OMP_NUM_THREADS={a}, or sums differ in their last bits."
-        )
-    return None
+    if found is not None and found.status == "finished":
+        same_run(folder, found, new)
+        checkpoint.clear(drafts)
+        return found, None
+    states = checkpoint.read(drafts)
+    if states is not None:
+        found = RunRecord.model_validate(states["record"])
+    assert found is not None
+    same_run(folder, found, new)
+    if states is None:
+        return new, None
+    same_circumstances(found, new)
+    return found, states
+
+
+def _empty(folder: Path) -> None:
+    """Remove a run, its ``run.json`` last, so that a kill meanwhile leaves no run that looks whole."""
+    for path in sorted(folder.glob("*"), key=lambda path: path.name == "run.json"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 class _Run:
@@ -173,61 +224,58 @@ class _Run:
         record: RunRecord,
         folder: Path | None,
         callbacks: Sequence[Callback],
+        checkpoint_seconds: float,
     ) -> None:
         self.env, self.agent, self.record = env, agent, record
-        self.folder, self.callbacks = folder, callbacks
+        self.folder, self.callbacks, self.checkpoint_seconds = folder, callbacks, checkpoint_seconds
         self.rewards: list[float] = []
         self.cost: dict[str, Any] = {"seconds": 0.0, "train_seconds": 0.0, "query_seconds": 0.0, "samples": 0}
         self.per_task: list[dict[str, int]] = []
+        self.cuda = record.hardware["device"] != "cpu"
+        self.charged = "query_seconds"
+        self.lap = time.monotonic()
 
-    def play(self, *, resume: bool) -> RunRecord:
-        """Play from the start or the last checkpoint to the end."""
-        event = self._begin(resume)
-        for callback in self.callbacks:
-            callback.on_start(self.env, self.record, self.folder or Path())
-        saved = started = time.monotonic()
-        before = self.cost["seconds"]
-        done = False
-        try:
-            while not done:
+    def play(self, states: States | None) -> RunRecord:
+        """Play from the start, or from the states of a checkpoint, to the end."""
+        with Patience() as patience:
+            event = self._begin(states)
+            for callback in self.callbacks:
+                callback.on_start(self.env, self.record, self.folder)
+            saved = time.monotonic()
+            while not isinstance(event, End):
                 answer = self._act(event)
                 seen = event
-                event, reward, done, _, _ = self.env.step(answer)
+                event, reward, *_ = self.env.step(answer)
                 self.rewards.append(reward)
                 for callback in self.callbacks:
                     callback.on_event(self.env, seen, reward)
-                now = time.monotonic()
-                boundary = self._boundary(seen, event)
-                if boundary or now - saved > CHECKPOINT_SECONDS:
-                    self.cost["seconds"] = before + now - started
+                due = time.monotonic() - saved >= self.checkpoint_seconds
+                if self._boundary(seen, event) or due or patience.asked:
                     self._checkpoint()
-                    saved = now
-        except KeyboardInterrupt:
-            self.cost["seconds"] = before + time.monotonic() - started
-            self._checkpoint()
-            raise
-        self.cost["seconds"] = before + time.monotonic() - started
-        return self._finish()
+                    saved = time.monotonic()
+                if patience.asked:
+                    raise KeyboardInterrupt
+            return self._finish()
 
-    def _begin(self, resume: bool) -> Any:
-        """Reset, or restore the last checkpoint; return the event to act on."""
-        states = checkpoint.read(self.folder / "checkpoint") if resume and self.folder else None
+    def _begin(self, states: States | None) -> Event:
+        """Reset, or restore a checkpoint; return the event to act on."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
         if states is None:
             event, _ = self.env.reset(seed=self.record.seed)
             self.record = self.record.model_copy(
                 update={"tasks": list(self.env.task_names), "fingerprints": self._fingerprints()}
             )
-            if self.folder is not None:
-                self.record.save(self.folder)
-            return event
-        arrays = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in states["scorer"].items()}
-        event, _ = self.env.reset(options={"resume": {**states["env"], "scorer": arrays}})
-        self.agent.load_state_dict(states["agent"])
-        self.rewards = states["run"]["rewards"].tolist()
-        self.cost, self.per_task = states["run"]["cost"], states["run"]["per_task"]
-        self.record = self.record.model_copy(
-            update={"tasks": list(self.env.task_names), "fingerprints": self._fingerprints()}
-        )
+        else:
+            event, _ = self.env.reset(options={"resume": {**states["env"], "scorer": states["scorer"]}})
+            self._check_fingerprints()
+            self.agent.load_state_dict(states["agent"])
+            self.rewards = states["run"]["rewards"].tolist()
+            self.cost, self.per_task = states["run"]["cost"], states["run"]["per_task"]
+        if self.folder is not None:
+            sweep(self.folder)
+            sweep(self.folder / "checkpoint")
+            self.record.save(self.folder)
         return event
 
     def _fingerprints(self) -> dict[str, str]:
@@ -235,12 +283,28 @@ class _Run:
         own = {} if backbone is None else {"backbone": backbone.sha256}
         return {**self.env.fingerprints(), **own}
 
-    def _act(self, event: Any) -> Any:
+    def _check_fingerprints(self) -> None:
+        """Refuse to continue on other data or another model than the run began with."""
+        was, now = self.record.fingerprints, self._fingerprints()
+        for name in sorted(was.keys() | now.keys()):
+            if (a := was.get(name, "none")) != (b := now.get(name, "none")):
+                raise RecordError(
+                    f"Expected the {name} with sha256 {a[:12]} that this run began with; got {b[:12]}. "
+                    "Restore what has changed, or add --overwrite to start again."
+                )
+
+    def _act(self, event: Event) -> Any:
         """Let the agent act and charge its time."""
+        kind = "query_seconds" if isinstance(event, Query) else "train_seconds"
         start = time.monotonic()
+        if self.cuda and kind != self.charged:
+            # What the GPU still has to do was asked for by the events before.
+            torch.cuda.synchronize()
+            self.cost[self.charged] += time.monotonic() - start
+            start = time.monotonic()
+        self.charged = kind
         answer = self.agent.act(event)
-        spent = time.monotonic() - start
-        self.cost["query_seconds" if isinstance(event, Query) else "train_seconds"] += spent
+        self.cost[kind] += time.monotonic() - start
         if isinstance(event, Train):
             self.cost["samples"] += len(event.inputs)
         if isinstance(event, TaskEnd):
@@ -254,46 +318,59 @@ class _Run:
         names = ("trainable", "stored", "added_at_inference", "sample_bytes")
         return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 
-    def _boundary(self, seen: Any, event: Any) -> bool:
-        """Whether a task just began to wait, or a round of questions just ended."""
-        if isinstance(seen, Query) and not isinstance(event, Query):
-            if not isinstance(event, Train):
-                after = self.env.tasks_learned
-                for callback in self.callbacks:
-                    callback.on_point(self.env, after)
-            return True
-        return isinstance(seen, TaskStart | TaskEnd)
+    def _boundary(self, seen: Event, event: Event) -> bool:
+        """Whether a task or a round of questions about all tasks just ended; tell of the latter."""
+        if not (isinstance(seen, Query) and isinstance(event, TaskStart | End)):
+            return isinstance(seen, TaskEnd)
+        for callback in self.callbacks:
+            callback.on_point(self.env, self.env.tasks_learned)
+        return True
+
+    def _take_stock(self) -> None:
+        """Bring up to date what the run has cost, over all processes that played it."""
+        now = time.monotonic()
+        self.cost["seconds"] += now - self.lap
+        self.lap = now
+        peaks = {"peak_memory_bytes": peak_memory()}
+        if self.cuda:
+            peaks["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+        for name, peak in peaks.items():
+            self.cost[name] = None if peak is None else max(peak, self.cost.get(name) or 0)
 
     def _checkpoint(self) -> None:
         if self.folder is None:
             return
-        state = self.env.get_state()
-        scorer = state.pop("scorer")
-        run = {"rewards": np.array(self.rewards), "cost": self.cost, "per_task": self.per_task}
-        parts = {"env": state, "scorer": scorer, "agent": self.agent.state_dict(), "run": run}
-        checkpoint.write(self.folder / "checkpoint", state["position"], parts)
+        self._take_stock()
+        env = self.env.get_state()
+        parts = {
+            "scorer": env.pop("scorer"),
+            "env": env,
+            "agent": self.agent.state_dict(),
+            "run": {"rewards": np.array(self.rewards), "cost": self.cost, "per_task": self.per_task},
+            "record": self.record.model_dump(mode="json"),
+        }
+        checkpoint.write(self.folder / "checkpoint", env["position"], parts)
 
     def _finish(self) -> RunRecord:
-        """Write what is to be kept and return the record."""
+        """Write what is to be kept, drop the checkpoints, and return the record."""
+        self._take_stock()
         report = self.env.report()
-        cost = {**self.cost, "peak_memory_bytes": peak_memory(), "per_task": self.per_task}
-        if torch.cuda.is_available():
-            cost["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
         self.record = self.record.model_copy(
             update={
                 "status": "finished",
                 "R": nullable(report.R),
-                "metrics": {k: None if np.isnan(v) else v for k, v in report.metrics.items()},
-                "resources": cost,
+                "metrics": {k: float(v) if np.isfinite(v) else None for k, v in report.metrics.items()},
+                "resources": {**self.cost, "per_task": self.per_task},
             }
         )
         if self.folder is not None:
             self._write(self.folder, report)
+            checkpoint.clear(self.folder / "checkpoint")
         for callback in self.callbacks:
             callback.on_end(self.env, self.record)
         return self.record
 
-    def _write(self, folder: Path, report: Any) -> None:
+    def _write(self, folder: Path, report: Report) -> None:
         from clgym.plots import matrix_figure, png_bytes
 
         files = {
@@ -305,11 +382,5 @@ class _Run:
             write_atomic(folder / name, content)
         digests = {name: sha256_of(folder / name) for name in files}
         self.record = self.record.model_copy(update={"files": digests})
+        # Last, since a record that says finished vouches for its files.
         self.record.save(folder)
-
-
-def parquet(columns: dict[str, Any]) -> bytes:
-    """Return a Parquet file of named columns; the same columns give the same bytes."""
-    sink = BytesIO()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return sink.getvalue()

@@ -50,9 +50,7 @@ def arguments(docstring: str) -> dict[str, str]:
     {'r': 'Rank of the adapter.', 'lr': 'See `r`.'}
     """
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
-    found = re.findall(
-        r"^    (\w+): ((?:.*\n?)(?:^(?: {8}.*)?\n?)*)", section[1] if section else "", re.MULTILINE
-    )
+    found = re.findall(r"^    (\w+): ((?:.*\n?)(?:^(?: {8}.*)?\n?)*)", section[1] if section else "", re.MULTILINE)
     return {name: _plain(" ".join(text.split())) for name, text in found}
 
 
@@ -75,9 +73,7 @@ def chosen(room: Room, id: str, pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise SettingError(
-                f"Expected KEY=VALUE; got {pair!r}. Write for example {next(iter(known), 'r')}=…."
-            )
+            raise SettingError(f"Expected KEY=VALUE; got {pair!r}. Write for example {next(iter(known), 'r')}=….")
         if name not in known:
             raise SettingError(str(NotRegisteredError.among(f"setting of {id}", name, known)))
         out[name] = parsed(name, text, known[name])
@@ -117,16 +113,12 @@ def _tuple(name: str, text: str, value: Any, default: tuple[Any, ...]) -> tuple[
         _refuse(name, "a list", text, default)
     if not default:
         return tuple(value)
-    return tuple(
-        parsed(name, part if isinstance(part, str) else json.dumps(part), default[0]) for part in value
-    )
+    return tuple(parsed(name, part if isinstance(part, str) else json.dumps(part), default[0]) for part in value)
 
 
 def _refuse(name: str, wanted: str, text: str, default: Any) -> NoReturn:
     example = json.dumps(default)
-    raise SettingError(
-        f"Expected {name} as {wanted}; got {text!r}. Write it like the default, {name}={example}."
-    )
+    raise SettingError(f"Expected {name} as {wanted}; got {text!r}. Write it like the default, {name}={example}.")
 
 
 def _literal(text: str) -> Any:

@@ -222,9 +222,7 @@ def markdown(rows: Iterable[Row]) -> str:
         lines = [["agent", "seeds", *(f"{id} {arrow(id)}".rstrip() for id in ids)]]
         lines.append(["---", *["---:"] * (len(ids) + 1)])
         lines += [[row.label, _seeds(row), *map(str, row.metrics.values())] for row in group]
-        body = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         parts.append(f"### {heading}\n\n{body}\n")
     return "\n".join(parts)
 
@@ -233,17 +231,13 @@ def rich_tables(rows: Iterable[Row]) -> list[Table]:
     """Return the tables for a terminal: percent, mean and 95 % t-interval over seeds."""
     out = []
     for heading, group in tables(rows).items():
-        table = Table(
-            title=escape(heading), title_justify="left", caption="%, mean ± 95 % t-interval over seeds"
-        )
+        table = Table(title=escape(heading), title_justify="left", caption="%, mean ± 95 % t-interval over seeds")
         table.add_column("agent")
         table.add_column("seeds", justify="right", no_wrap=True)
         for id in group[0].metrics:
             # Ids are broken at their underscores to keep columns narrow.
             words = textwrap.wrap(id.replace("_", " "), 10)
-            table.add_column(
-                "\n".join([*words[:-1], f"{words[-1]} {arrow(id)}"]), justify="right", no_wrap=True
-            )
+            table.add_column("\n".join([*words[:-1], f"{words[-1]} {arrow(id)}"]), justify="right", no_wrap=True)
         for row in group:
             table.add_row(escape(row.label), _seeds(row), *map(str, row.metrics.values()))
         out.append(table)

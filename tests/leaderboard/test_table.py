@@ -6,7 +6,6 @@ import pytest
 
 from clgym.errors import NotRegisteredError, RecordError
 from clgym.leaderboard.table import (
-    Estimate,
     estimate,
     markdown,
     named,
@@ -55,7 +54,8 @@ def test_quantiles_of_student(freedom: int, quantile: float) -> None:
 def test_interval_by_hand() -> None:
     # 0.5, 0.6, 0.7: s = 0.1, t(0.975, 2) = 4.302653, half = 4.302653 * 0.1 / sqrt(3) = 0.248414
     found = estimate([0.5, 0.6, 0.7])
-    assert (found.mean, found.half, found.n) == (pytest.approx(0.6), pytest.approx(0.2484137712), 3)
+    assert found.n == 3
+    assert [found.mean, found.half] == pytest.approx([0.6, 0.2484137712])
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -71,7 +71,8 @@ def test_an_undefined_seed_makes_the_mean_undefined() -> None:
 def test_a_row_is_an_agent_and_its_metrics_are_the_scenarios() -> None:
     (row,) = summarise([record(0.5), record(0.7, seed=1)])
     # average accuracy: (0.5 + 0.75) / 2 = 0.625 and 0.725; s = 0.0707107, t(0.975, 1) = 12.7062, half = 0.635310
-    assert row.metrics["average_accuracy"] == Estimate(pytest.approx(0.675), pytest.approx(0.6353102368), 2)
+    average = row.metrics["average_accuracy"]
+    assert [average.mean, average.half] == pytest.approx([0.675, 0.6353102368])
     # backward transfer: 0.5 - 0.8 and 0.7 - 0.8
     assert row.metrics["backward_transfer"].mean == pytest.approx(-0.2)
     assert list(row.metrics)[:3] == ["mtil_transfer", "mtil_avg", "mtil_last"]

@@ -1,0 +1,71 @@
+"""The shared learner: schedule, device, prompts and probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import clgym
+from clgym.errors import SettingError
+from clgym.events import Query
+from clgym.learner import Learner, agent_seed, pick_device
+
+
+def learner(agent: str = "sequential_lora", **settings: Any) -> Learner:
+    made = clgym.make_agent(agent, clgym.make("CLIP-MTIL-v0", tasks=1), device="cpu", **settings)
+    assert isinstance(made, Learner)
+    return made
+
+
+def test_cosine_without_warm_up() -> None:
+    agent = learner()
+    agent.start_optimizer([], 4)
+    # cos(0), cos(pi/4), cos(pi/2), cos(3 pi/4) mapped to [0, 1], by hand.
+    assert [agent.schedule(i) for i in range(4)] == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+def test_linear_warm_up_then_cosine() -> None:
+    agent = learner()
+    agent.warmup = 0.5
+    agent.start_optimizer([], 4)
+    assert [agent.schedule(i) for i in range(4)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+
+
+def test_seeds_of_agents_differ_and_repeat() -> None:
+    assert agent_seed(0) == agent_seed(0)
+    assert len({agent_seed(s) for s in range(100)}) == 100
+
+
+def test_unknown_and_absent_devices() -> None:
+    with pytest.raises(SettingError, match="Expected device 'auto', 'cpu' or 'cuda'; got 'tpu'"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingError, match="Expected a CUDA device; got a machine without one"):
+            pick_device("cuda")
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_answers_are_log_probabilities_over_the_candidates() -> None:
+    env = clgym.make("CLIP-MTIL-v0", tasks=1)
+    event, _ = env.reset(seed=0)
+    assert isinstance(event, Query)
+    answer = learner().act(event)
+    assert isinstance(answer, np.ndarray)
+    assert answer.dtype == np.float32
+    assert answer.shape == (len(event.inputs), len(event.candidates))
+    assert np.allclose(np.exp(answer).sum(1), 1, atol=1e-5)
+
+
+def test_text_features_are_kept_until_a_weight_changes() -> None:
+    agent = learner()
+    prompts = (("a red star", "the red star"), ("a blue ring", "the blue ring"))
+    first = agent.text_features(prompts)
+    assert agent.text_features(prompts) is first
+    single = agent.backbone.encode_texts(["a red star", "a blue ring"])
+    assert not torch.allclose(first, single)
+    agent.ensemble = False
+    agent._texts.clear()
+    assert torch.allclose(agent.text_features(prompts), single)
