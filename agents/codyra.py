@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from clgym.agent import AgentSpec, Setup
 from clgym.errors import SettingError
 from clgym.events import TaskStart
-from clgym.learner import Learner
+from clgym.learner import Learner, learning_rate
 from clgym.ops import double_soft_threshold_, soft_threshold
 
 PAPER_STEPS = 500  # iterations per task for which kappa_max is stated
@@ -27,7 +27,7 @@ class CoDyRA(Learner):
     Args:
         setup: What is known of the stream.
         r: Rank of every adapter before pruning.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate of AdamW; ``None`` is 5e-4 on a real model and 2e-3 on the tiny CLIP.
         dense_share: Share of a task's steps before the first threshold.
         levels: Number of threshold levels, from 0 to ``kappa_max``.
         kappa_max: Last level, stated for 500 steps per task and scaled by ``500 / steps``, so that the total
@@ -63,7 +63,7 @@ class CoDyRA(Learner):
         setup: Setup,
         *,
         r: int = 16,
-        lr: float = 5e-4,
+        lr: float | None = None,
         dense_share: float = 0.5,
         levels: int = 50,
         kappa_max: float = 0.005,
@@ -74,7 +74,9 @@ class CoDyRA(Learner):
         ensemble: bool = True,
     ) -> None:
         """Put gated adapters on the backbone."""
-        super().__init__(setup, lr=lr, betas=(0.9, 0.9999), ensemble=ensemble)
+        super().__init__(
+            setup, lr=learning_rate(lr, setup, real=5e-4, tiny=2e-3), betas=(0.9, 0.9999), ensemble=ensemble
+        )
         for name, value, known in (("prox", prox, ("paper", "released")), ("gates", gates, ("learned", "random"))):
             if value not in known:
                 raise SettingError(f"Expected {name} to be one of {known}; got {value!r}. Choose one of these.")

@@ -10,7 +10,7 @@ import torch
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
 from clgym.events import TaskStart, Train
-from clgym.learner import Learner
+from clgym.learner import Learner, learning_rate
 from clgym.memory import SampleMemory
 
 
@@ -27,7 +27,7 @@ class Joint(Learner):
         restart: Train from the pre-trained model at each end, the proper reference of intransigence; otherwise
             continue with the adapter of the last task.
         r: Rank of the adapter.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 2e-3 on the tiny CLIP.
         batch_size: Samples of a step.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -50,12 +50,12 @@ class Joint(Learner):
         effort: float = 1.0,
         restart: bool = True,
         r: int = 16,
-        lr: float = 2e-3,
+        lr: float | None = None,
         batch_size: int = 32,
         ensemble: bool = True,
     ) -> None:
         """Start with an empty store."""
-        super().__init__(setup, lr=lr, ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=2e-3), ensemble=ensemble)
         if effort <= 0 or batch_size < 1:
             raise SettingError(
                 f"Expected effort above 0 and batch_size of 1 or more; got {effort} and {batch_size}. Try 1.0 and 32."

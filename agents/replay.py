@@ -11,7 +11,7 @@ from torch import Tensor
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
 from clgym.events import TaskStart, Train
-from clgym.learner import Learner
+from clgym.learner import Learner, learning_rate
 from clgym.memory import SampleMemory
 
 
@@ -26,7 +26,7 @@ class Replay(Learner):
         size: Samples held in the memory.
         weight: Weight of the replayed batch's loss.
         r: Rank of every adapter.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -52,11 +52,11 @@ class Replay(Learner):
         size: int = 200,
         weight: float = 1.0,
         r: int = 16,
-        lr: float = 1e-3,
+        lr: float | None = None,
         ensemble: bool = True,
     ) -> None:
         """Start with an empty memory."""
-        super().__init__(setup, lr=lr, ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), ensemble=ensemble)
         if size < 1:
             raise SettingError(f"Expected size of 1 or more; got {size}. For no replay take sequential_lora.")
         self.weight = weight

@@ -8,7 +8,7 @@ import torch
 
 from clgym.agent import AgentSpec, Setup
 from clgym.events import TaskStart
-from clgym.learner import Learner
+from clgym.learner import Learner, learning_rate
 
 
 class SequentialLoRA(Learner):
@@ -20,7 +20,7 @@ class SequentialLoRA(Learner):
         setup: What is known of the stream.
         r: Rank of every adapter.
         alpha: The update is multiplied by ``alpha / r``; 0 means by 1, as in CoDyRA's baseline.
-        lr: Peak learning rate of AdamW; higher learns and forgets more.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
         label_smoothing: Of the cross-entropy.
         targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
         ensemble: Average a class's text features over all its templates when answering.
@@ -40,13 +40,15 @@ class SequentialLoRA(Learner):
         *,
         r: int = 16,
         alpha: float = 0.0,
-        lr: float = 1e-3,
+        lr: float | None = None,
         label_smoothing: float = 0.0,
         targets: str = "all",
         ensemble: bool = True,
     ) -> None:
         """Put fresh adapters on the backbone; they change nothing yet."""
-        super().__init__(setup, lr=lr, label_smoothing=label_smoothing, ensemble=ensemble)
+        super().__init__(
+            setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), label_smoothing=label_smoothing, ensemble=ensemble
+        )
         self.lora = self.adapt(r=r, alpha=alpha, targets=targets)
 
     def begin(self, task: TaskStart) -> Sequence[torch.nn.Parameter]:

@@ -65,7 +65,8 @@ class Trial:
             answers.append(agent.act(event))
         return answers, states | {-1: _through_disk(agent)}, agent
 
-    def at_pause(self) -> tuple[Agent, Query]:
+    @cached_property
+    def paused(self) -> tuple[Agent, Query]:
         """Return an agent in the midst of a task, and the query with most questions, the last if several."""
         agent = self.fresh()
         for event in self.events[: self.pauses[1]]:
@@ -115,7 +116,7 @@ def the_same_seed_gives_the_same_answers(trial: Trial) -> str:
 
 def answering_changes_nothing(trial: Trial) -> str:
     """The same query gets the same answer twice, and ``state_dict`` is the same before and after."""
-    agent, query = trial.at_pause()
+    agent, query = trial.paused
     before = _through_disk(agent)
     if not _same(agent.act(query), agent.act(query)):
         return "Expected the same answer to the same query; got another. Draw nothing while answering."
@@ -126,7 +127,7 @@ def answering_changes_nothing(trial: Trial) -> str:
 
 def answers_do_not_depend_on_the_batch(trial: Trial) -> str:
     """A question gets the same answer, within 1e-4, alone, among others and in any order."""
-    agent, query = trial.at_pause()
+    agent, query = trial.paused
     whole: Any = agent.act(query)
     for how, part in {"backwards": slice(None, None, -1), "alone": slice(1), "in part": slice(1, None)}.items():
         answer: Any = agent.act(_part(query, part))

@@ -114,27 +114,27 @@ class TensorBoard(Callback):
 
     def on_start(self, env: ContinualEnv, record: RunRecord, folder: Path | None) -> None:
         """Open the event file."""
-        if self._folder is None and folder is None:
+        where = self._folder or (folder and folder / "tensorboard")
+        if where is None:
             raise SettingError(
                 "Expected a folder for TensorBoard; got a run that writes none. Pass TensorBoard(folder) or out=."
             )
         from torch.utils.tensorboard import SummaryWriter
 
-        where = self._folder or folder / "tensorboard"
-        self._writer = SummaryWriter(str(where))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(where))
 
     def on_point(self, env: ContinualEnv, after: int) -> None:
         """Write a row of the matrix."""
         for name, value in named_row(env, after).items():
-            self._writer.add_scalar(name, value, after)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, after)
+        self._writer.flush()
 
     def on_end(self, env: ContinualEnv, record: RunRecord) -> None:
         """Write the metrics and close the file."""
         for name, value in record.metrics.items():
             if value is not None:
-                self._writer.add_scalar(f"metrics/{name}", value, len(record.tasks))  # type: ignore[no-untyped-call]
-        self._writer.close()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"metrics/{name}", value, len(record.tasks))
+        self._writer.close()
 
 
 class WeightsAndBiases(Callback):

@@ -242,6 +242,20 @@ class Learner(Agent):
         return self.task
 
 
+def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -> float:
+    """Return ``lr``, or where it is ``None`` the method's rate for the backbone at hand.
+
+    Args:
+        lr: What the user chose.
+        setup: What is known of the stream.
+        real: The paper's rate, for real models.
+        tiny: The rate chosen on the embedded tiny CLIP, on a tuning seed that is not reported.
+    """
+    if lr is not None:
+        return lr
+    return tiny if setup.backbone.startswith("embedded/") else real
+
+
 def agent_seed(seed: int) -> int:
     """Return the seed of an agent's own generator: the third that one seed spawns, after order and data."""
     return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1, np.uint64)[0] >> 1)

@@ -28,19 +28,17 @@ class Lookahead(Generic[T]):
         self._ready: dict[int, Future[T]] = {}
 
     def get(self, position: int) -> T:
-        """Return the item at ``position`` and start reading those after it."""
+        """Return the item at ``position`` and start reading those after it; what its reading raises is raised here."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(self._depth, os.cpu_count() or 1), "clgym-decode")
         future = self._ready.pop(position, None) or self._pool.submit(self._read, position)
-        ahead: int | None = position
-        wanted = set()
-        for _ in range(self._depth):
-            ahead = self._next(ahead)
-            if ahead is None:
-                break
+        wanted: set[int] = set()
+        ahead = self._next(position)
+        while ahead is not None and len(wanted) < self._depth:
             wanted.add(ahead)
             if ahead not in self._ready:
                 self._ready[ahead] = self._pool.submit(self._read, ahead)
+            ahead = self._next(ahead)
         for stale in self._ready.keys() - wanted:
             self._ready.pop(stale).cancel()
         return future.result()

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clgym.errors import RecordError, SettingError
@@ -106,7 +106,8 @@ class RunRecord(BaseModel):
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"]))
             raise RecordError(
-                f"Expected layout {SCHEMA} in {path}; got {where}: {fault['msg']}. Read it with the clgym that wrote it."
+                f"Expected layout {SCHEMA} in {path}; got {where}: {fault['msg']}. "
+                "Read it with the clgym that wrote it."
             ) from error
         for name, digest in record.files.items():
             verify(folder / name, digest)
@@ -195,7 +196,9 @@ def sweep(folder: Path) -> None:
 
 def nullable(values: npt.NDArray[np.float64]) -> list[Any]:
     """Return an array as nested lists with ``None`` for NaN, as JSON wants it."""
-    return np.where(np.isnan(values), None, values).tolist()  # type: ignore[no-any-return]
+    cells = values.astype(object)
+    cells[np.isnan(values)] = None
+    return cells.tolist()  # type: ignore[no-any-return]
 
 
 def parquet(columns: dict[str, Any]) -> bytes:
