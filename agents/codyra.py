@@ -96,7 +96,7 @@ class CoDyRA(Learner):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return ``CE(image -> current text) + CE(text -> image)``, the second averaged over old and new rows."""
-        texts = self.backbone.class_features(self._now().prompts, ensemble=False)
+        texts = self.training_texts(self._now().prompts)
         logits = self.logits(images, texts)  # (B, C)
         loss = F.cross_entropy(logits, targets)
         if self.text_to_image:

@@ -226,7 +226,7 @@ def _finish_run(done: dict[Path, RunRecord], quiet: bool, as_json: bool) -> None
     elif len(done) > 1:
         from clgym.leaderboard.table import rich_tables, summarise
 
-        emit(payload, False, *rich_tables(summarise(done.values())))
+        emit(payload, False, *rich_tables(summarise(done.values()), stdout().width))
 
 
 @verb
@@ -261,7 +261,7 @@ def score(runs: Runs, as_json: AsJson = False) -> None:
             metrics_table(report.metrics, ids),
         )
     else:
-        emit(payload, as_json, *rich_tables(rows))
+        emit(payload, as_json, *rich_tables(rows, stdout().width))
     note(f"{len(reports)} {'run agrees' if len(reports) == 1 else 'runs agree'} with the predictions.")
 
 

@@ -49,6 +49,7 @@ class Setup:
         backbone: Name of the scenario's pre-trained model.
         seed: Fixes the agent's own randomness.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"fp32"``, or ``"bf16"`` for mixed precision.
     """
 
     modality: str
@@ -56,6 +57,7 @@ class Setup:
     backbone: str
     seed: int = 0
     device: str = "auto"
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,13 +65,15 @@ class Learner(Agent):
         self.warmup, self.label_smoothing, self.ensemble = warmup, label_smoothing, ensemble
         self.device = pick_device(setup.device)
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
         self.backbone = load_clip(setup.backbone, self.device)
         self.scale = math.exp(self.backbone.logit_scale)
         self.lora: LoRASet | None = None
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
-        self._texts: dict[Prompts, Tensor] = {}
+        self.text_trains = False
+        self._texts: dict[tuple[Prompts, bool], Tensor] = {}
 
     def adapt(self, *, r: int, alpha: float = 0.0, targets: str = "all", gate: Gate = "none") -> LoRASet:
         """Put fresh adapters on the six linears of every block; they change nothing yet.
@@ -82,6 +84,7 @@ class Learner(Agent):
             targets: ``"all"``, ``"vision"`` or ``"text"``: which encoders.
             gate: How importances start, see :class:`clgym.lora.LoRALinear`.
         """
+        self.text_trains = targets != "vision"
         model = unfold_attention(self.backbone.model)
         names = lora_targets(model, targets)
         return adapt(model, r=r, alpha=alpha or None, targets=names, gate=gate, generator=self.generator)
@@ -116,8 +119,8 @@ class Learner(Agent):
         """Put the task away."""
 
     def cross_entropy(self, images: Tensor, targets: Tensor, prompts: Prompts) -> Tensor:
-        """Return the image-to-text cross-entropy over the classes of ``prompts``, text encoded with gradient."""
-        logits = self.logits(images, self.backbone.class_features(prompts, ensemble=False))
+        """Return the image-to-text cross-entropy over the classes of ``prompts``."""
+        logits = self.logits(images, self.training_texts(prompts))
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ class Learner(Agent):
     def begin_task(self, event: TaskStart) -> None:
         """Build the task's optimizer over what :meth:`begin` returns."""
         self.task = event
-        self._texts.clear()
+        self._text_changed()
         self.start_optimizer(self.begin(event), event.steps)
 
     def start_optimizer(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
@@ -140,7 +143,9 @@ class Learner(Agent):
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""
-        self.update(self.loss(*self.to_device(event.inputs, event.targets)))
+        with self.autocast:
+            loss = self.loss(*self.to_device(event.inputs, event.targets))
+        self.update(loss)
 
     def update(self, loss: Tensor) -> None:
         """Step down the gradient of a loss, at the schedule's learning rate."""
@@ -153,7 +158,7 @@ class Learner(Agent):
         self.optimizer.step()
         self.after_step()
         self.step += 1
-        self._texts.clear()
+        self._text_changed()
 
     def schedule(self, step: int) -> float:
         """Return the learning rate of a step as a share of its peak: linear warm-up, then cosine to 0."""
@@ -167,20 +172,33 @@ class Learner(Agent):
         del event
         self.end()
         self.optimizer = None
-        self._texts.clear()
+        self._text_changed()
 
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""
         images, _ = self.to_device(event.inputs, None)
-        logits = self.logits(images, self.text_features(event.prompts))
+        with self.autocast:
+            logits = self.logits(images, self.text_features(event.prompts, self.ensemble))
         return logits.float().log_softmax(dim=-1).cpu().numpy()
 
-    def text_features(self, prompts: Prompts) -> Tensor:
-        """Return class features ``(C, d)``, kept until a weight changes."""
-        if prompts not in self._texts:
-            self._texts[prompts] = self.backbone.class_features(prompts, ensemble=self.ensemble)
-        return self._texts[prompts]
+    def training_texts(self, prompts: Prompts) -> Tensor:
+        """Return class features ``(C, d)`` of the training templates, with gradient if the text encoder learns."""
+        if self.text_trains:
+            return self.backbone.class_features(prompts, ensemble=False)
+        return self.text_features(prompts, ensemble=False)
+
+    def text_features(self, prompts: Prompts, ensemble: bool) -> Tensor:
+        """Return class features ``(C, d)`` without gradient, kept until the text encoder changes."""
+        if (prompts, ensemble) not in self._texts:
+            # Not in inference mode: a frozen text encoder's features also serve in training.
+            with torch.inference_mode(False), torch.no_grad():
+                self._texts[prompts, ensemble] = self.backbone.class_features(prompts, ensemble)
+        return self._texts[prompts, ensemble]
+
+    def _text_changed(self) -> None:
+        if self.text_trains:
+            self._texts.clear()
 
     def to_device(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Return a batch as tensors on the device."""
@@ -273,3 +291,14 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not present:
         raise SettingError("Expected a CUDA device; got a machine without one. Use device 'auto' or 'cpu'.")
     return torch.device("cuda" if present and name != "cpu" else "cpu")
+
+
+def pick_precision(name: str) -> bool:
+    """Return whether to compute in bfloat16 beside fp32 weights.
+
+    Raises:
+        SettingError: The name is unknown.
+    """
+    if name not in ("fp32", "bf16"):
+        raise SettingError(f"Expected precision 'fp32' or 'bf16'; got {name!r}. Choose one of these.")
+    return name == "bf16"

@@ -134,7 +134,7 @@ def make(id: str, **chosen: Any) -> gymnasium.Env[Any, Any]:
 
 
 def make_agent(
-    id: str, env: gymnasium.Env[Any, Any], seed: int = 0, *, device: str = "auto", **chosen: Any
+    id: str, env: gymnasium.Env[Any, Any], seed: int = 0, *, device: str = "auto", precision: str = "fp32", **chosen: Any
 ) -> Agent:
     """Build an agent for an environment.
 
@@ -143,6 +143,7 @@ def make_agent(
         env: Environment it will act in; it need not have been reset.
         seed: Fixes the agent's own randomness.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"fp32"``, or ``"bf16"`` for mixed precision.
         **chosen: The agent's settings.
 
     Raises:
@@ -156,7 +157,7 @@ def make_agent(
             f"Expected an agent for {scenario.spec.modality} inputs; got {id!r}, which takes "
             f"{' and '.join(entry.spec.modalities)}. Choose another agent (clgym list)."
         )
-    setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, seed, device)
+    setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, seed, device, precision)
     agent: Agent = _construct("agents", entry, setup, **chosen)
     return agent
 

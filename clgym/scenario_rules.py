@@ -317,8 +317,8 @@ def _leak(value: Any) -> str:
 RULES: tuple[Callable[[Stream], str], ...] = (
     scenario_says_what_it_is,
     scenario_settings_have_defaults_and_words,
-    its_recipe_is_json,
     a_seed_fixes_the_lifetime,
+    its_recipe_is_json,
     a_seeded_reset_rewinds,
     every_event_is_in_the_space,
     tasks_give_the_steps_they_promise,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,21 +227,54 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join(parts)
 
 
-def rich_tables(rows: Iterable[Row]) -> list[Table]:
-    """Return the tables for a terminal: percent, mean and 95 % t-interval over seeds."""
+def rich_tables(rows: Iterable[Row], width: int = 160) -> list[Table]:
+    """Return the tables for a terminal: percent, mean and 95 % t-interval over seeds.
+
+    Args:
+        rows: As :func:`summarise` returns them.
+        width: Columns of the terminal; a table that is wider goes on below.
+    """
     out = []
     for heading, group in tables(rows).items():
-        table = Table(title=escape(heading), title_justify="left", caption="%, mean ± 95 % t-interval over seeds")
-        table.add_column("agent")
-        table.add_column("seeds", justify="right", no_wrap=True)
-        for id in group[0].metrics:
-            # Ids are broken at their underscores to keep columns narrow.
-            words = textwrap.wrap(id.replace("_", " "), 10)
-            table.add_column("\n".join([*words[:-1], f"{words[-1]} {arrow(id)}"]), justify="right", no_wrap=True)
-        for row in group:
-            table.add_row(escape(row.label), _seeds(row), *map(str, row.metrics.values()))
-        out.append(table)
+        parts = list(_parts(group, width))
+        out += [_rich_table(group, ids) for ids in parts]
+        out[-len(parts)].title = f"[bold]{escape(heading)}[/]"
+        out[-1].caption = "%, mean ± 95 % t-interval over seeds"
     return out
+
+
+def _parts(group: Sequence[Row], width: int) -> Iterator[list[str]]:
+    """Yield the metrics in parts that fit beside the agents."""
+    frame = 3  # of a column: a rule, and a blank on either side
+    room = width - max(len(row.label) for row in group) - max(len(_seeds(row)) for row in group) - 3 * frame
+    part: list[str] = []
+    left = room
+    for id in group[0].metrics:
+        cells = [*_heading(id), *(str(row.metrics[id]) for row in group)]
+        need = max(map(len, cells)) + frame
+        if part and need > left:
+            yield part
+            part, left = [], room
+        part.append(id)
+        left -= need
+    yield part
+
+
+def _rich_table(group: Sequence[Row], ids: Sequence[str]) -> Table:
+    table = Table(title_justify="left", caption_justify="left", title_style="", caption_style="dim")
+    table.add_column("agent", overflow="fold")
+    table.add_column("seeds", justify="right", no_wrap=True)
+    for id in ids:
+        table.add_column("\n".join(_heading(id)), justify="right", no_wrap=True)
+    for row in group:
+        table.add_row(escape(row.label), _seeds(row), *(str(row.metrics[id]) for id in ids))
+    return table
+
+
+def _heading(id: str) -> list[str]:
+    """Return an id in lines, broken at its underscores to keep columns narrow, and which way is better."""
+    words = textwrap.wrap(id.replace("_", " "), 10)
+    return [*words[:-1], f"{words[-1]} {arrow(id)}".rstrip()]
 
 
 def arrow(id: str) -> str:

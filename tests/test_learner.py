@@ -10,7 +10,7 @@ import torch
 
 import clgym
 from clgym.errors import SettingError
-from clgym.events import Query
+from clgym.events import Query, Train
 from clgym.learner import Learner, agent_seed, pick_device
 
 
@@ -59,13 +59,35 @@ def test_answers_are_log_probabilities_over_the_candidates() -> None:
     assert np.allclose(np.exp(answer).sum(1), 1, atol=1e-5)
 
 
-def test_text_features_are_kept_until_a_weight_changes() -> None:
+PROMPTS = (("a red star", "the red star"), ("a blue ring", "the blue ring"))
+
+
+def test_text_features_are_averaged_over_templates_or_not() -> None:
     agent = learner()
-    prompts = (("a red star", "the red star"), ("a blue ring", "the blue ring"))
-    first = agent.text_features(prompts)
-    assert agent.text_features(prompts) is first
     single = agent.backbone.encode_texts(["a red star", "a blue ring"])
-    assert not torch.allclose(first, single)
-    agent.ensemble = False
-    agent._texts.clear()
-    assert torch.allclose(agent.text_features(prompts), single)
+    assert torch.allclose(agent.text_features(PROMPTS, ensemble=False), single)
+    assert not torch.allclose(agent.text_features(PROMPTS, ensemble=True), single)
+
+
+@pytest.mark.parametrize(("targets", "kept"), [("vision", True), ("text", False), ("all", False)])
+def test_text_features_are_kept_while_the_text_encoder_stands_still(targets: str, kept: bool) -> None:
+    agent = learner(targets=targets)
+    env = clgym.make("CLIP-MTIL-v0", tasks=1, steps=2)
+    event, _ = env.reset(seed=0)
+    while not isinstance(event, Train):
+        event = env.step(agent.act(event))[0]
+    first = agent.text_features(PROMPTS, ensemble=False)
+    agent.act(event)
+    assert (agent.text_features(PROMPTS, ensemble=False) is first) == kept
+    assert agent.training_texts(PROMPTS).requires_grad == (not kept)
+
+
+def test_mixed_precision_answers_almost_the_same() -> None:
+    env = clgym.make("CLIP-MTIL-v0", tasks=1)
+    event, _ = env.reset(seed=0)
+    full, half = (clgym.make_agent("zero_shot", env, precision=p).act(event) for p in ("fp32", "bf16"))
+    assert isinstance(full, np.ndarray)
+    assert not np.array_equal(full, half)
+    assert np.allclose(np.exp(full), np.exp(half), atol=0.1)
+    with pytest.raises(SettingError, match="Expected precision 'fp32' or 'bf16'; got 'fp8'"):
+        clgym.make_agent("zero_shot", env, precision="fp8")

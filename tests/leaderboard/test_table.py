@@ -1,8 +1,10 @@
 import math
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from clgym.errors import NotRegisteredError, RecordError
 from clgym.leaderboard.table import (
@@ -116,6 +118,19 @@ def test_markdown() -> None:
     assert "| codyra-v0, x=a\\|b | n=1 | 40.0 |" in text
     assert "| codyra-v0 | n=1 | 40.0 |" in text
     assert "±" not in text
+
+
+def test_a_wide_table_goes_on_below() -> None:
+    rows = summarise([record(), record(0.7, seed=1)])
+    parts = rich_tables(rows, width=60)
+    assert len(parts) > 1
+    assert sum(len(part.columns) - 2 for part in parts) == len(rows[0].metrics)
+    shown = StringIO()
+    for part in parts:
+        Console(file=shown, width=60).print(part)
+    assert "…" not in shown.getvalue()
+    assert max(map(len, shown.getvalue().splitlines())) <= 60
+    assert shown.getvalue().count("source: embedded") == 1
 
 
 def test_named_sorts_settings() -> None:
