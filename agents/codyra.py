@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Setup
+from clgym.backbones import Encoders
 from clgym.errors import SettingError
 from clgym.events import TaskStart
 from clgym.learner import Learner, learning_rate
@@ -70,7 +71,7 @@ class CoDyRA(Learner):
         prox: str = "paper",
         gates: str = "learned",
         text_to_image: float = 1.0,
-        targets: str = "all",
+        targets: Encoders = "all",
         ensemble: bool = True,
     ) -> None:
         """Put gated adapters on the backbone."""

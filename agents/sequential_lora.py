@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from clgym.agent import AgentSpec, Setup
+from clgym.backbones import Encoders
 from clgym.events import TaskStart
 from clgym.learner import Learner, learning_rate
 
@@ -42,7 +43,7 @@ class SequentialLoRA(Learner):
         alpha: float = 0.0,
         lr: float | None = None,
         label_smoothing: float = 0.0,
-        targets: str = "all",
+        targets: Encoders = "all",
         ensemble: bool = True,
     ) -> None:
         """Put fresh adapters on the backbone; they change nothing yet."""

@@ -34,7 +34,13 @@ def play(out: Path, job: Job) -> RunRecord:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     record = RunRecord(
-        clgym="", scenario="CLIP-MTIL-v0", source="", backbone="", agent=f"{agent}-v0", agent_settings=dict(settings), seed=seed
+        clgym="",
+        scenario="CLIP-MTIL-v0",
+        source="",
+        backbone="",
+        agent=f"{agent}-v0",
+        agent_settings=dict(settings),
+        seed=seed,
     )
     print("done:", agent, seed, dict(settings), flush=True)
     return RunRecord.load(out / folder_of(record))
@@ -58,23 +64,24 @@ def main() -> None:
     settled += [(agent, (("lr", best[agent]),)) for agent in TUNED]
     settled += [(a, (*sorted(more.items()), ("lr", best[a]))) for a, extra in CONTROLS.items() for more in extra]
     records = all_of([(agent, seed, tuple(sorted(s))) for agent, s in settled for seed in SEEDS])
-    steps = [f"| {a} | " + " | ".join(f"{100 * (tuned[a, lr].metrics['average_accuracy'] or 0):.1f}" for lr in LADDER) + " |" for a in TUNED]
+    rungs = {a: [f"{100 * (tuned[a, lr].metrics['average_accuracy'] or 0):.1f}" for lr in LADDER] for a in TUNED}
     machine = records[0].hardware
     minutes = sum(r.resources["seconds"] for r in records) / 60
     lines = [
         "# Results on the embedded CLIP-MTIL-v0",
         "",
         "Written by `python benchmarks/results.py --out runs`; every number is recomputed from the run records.",
-        f"Seeds {', '.join(map(str, SEEDS))}; mean and 95 % t-interval over seeds, in percent. {machine['machine']}, one thread a run, "
-        f"{minutes:.0f} minutes in all, torch {versions()['torch']}.",
+        f"Seeds {', '.join(map(str, SEEDS))}; mean and 95 % t-interval over seeds, in percent. "
+        f"{machine['machine']}, one thread a run, {minutes:.0f} minutes in all, torch {versions()['torch']}.",
         "",
         markdown(summarise(records)),
         "",
-        f"Learning rates were chosen on seed {TUNING_SEED}, which is not reported, by average accuracy after the last task:",
+        f"Learning rates were chosen on seed {TUNING_SEED}, which is not reported, by average accuracy after the last "
+        "task:",
         "",
         "| agent | " + " | ".join(f"{lr:g}" for lr in LADDER) + " |",
         "|---|" + "---|" * len(LADDER),
-        *steps,
+        *(f"| {agent} | {' | '.join(cells)} |" for agent, cells in rungs.items()),
         "",
     ]
     notes = DOCS / "results_notes.md"

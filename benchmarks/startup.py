@@ -28,8 +28,9 @@ def main() -> None:
             subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - start)
         print(f"{name:<32} min {min(times):.3f} s   median {statistics.median(times):.3f} s")
+    heavy = "import clgym, sys; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     loaded = subprocess.run(
-        [sys.executable, "-c", "import clgym, sys; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"],
+        [sys.executable, "-c", heavy],
         check=True,
         capture_output=True,
         text=True,

@@ -271,7 +271,7 @@ def load_clip(name: str, device: str | torch.device = "auto") -> ClipBackbone:
             name, tiny, words, mean=tiny_clip.MEAN, std=tiny_clip.STD, weights=tiny_clip.WEIGHTS
         )
         return backbone.to(device)
-    import open_clip  # type: ignore[import-untyped]
+    import open_clip
 
     architecture, config = _open_clip_config(name)
     weights = _cached(config)
@@ -300,7 +300,7 @@ def download_backbone(name: str) -> Path:
         from clgym.worlds import tiny_clip
 
         return tiny_clip.WEIGHTS
-    from open_clip.pretrained import download_pretrained  # type: ignore[import-untyped]
+    from open_clip.pretrained import download_pretrained
 
     _, config = _open_clip_config(name)
     return _cached(config) or Path(download_pretrained(config))

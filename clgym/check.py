@@ -74,7 +74,7 @@ def _hold(subject: str, rules: Sequence[Callable[[T], str]], case: T) -> None:
         try:
             fault = rule(case)
         except Exception as error:
-            what = f"Expected no error; got {type(error).__name__}: {error} "
-            raise ContractError(f"{broken}{what}The rule reads: {rule.__doc__}") from error
+            got = f"{type(error).__name__}: {error}".rstrip(".")
+            raise ContractError(f"{broken}Expected no error; got {got}. The rule reads: {rule.__doc__}") from error
         if fault:
             raise ContractError(broken + fault)

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
-from clgym.events import Array, End, Event, Guess, Inputs, IntArray, Query, TaskEnd, TaskStart, Train
+from clgym.events import Array, End, Event, Guess, Inputs, IntArray, Query, TaskEnd, TaskStart, Train, Wants
 from clgym.lookahead import Lookahead
 from clgym.plan import Plan, Step, batch_index, plan
 from clgym.scenario import Scenario, Task
@@ -61,9 +61,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         self._life: _Lifetime | None = None
         self._ahead: Lookahead[Inputs] | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Event, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Event, dict[str, Any]]:
         """Start a lifetime and return its first event.
 
         Args:
@@ -76,9 +74,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         """
         super().reset(seed=seed)
         if unknown := set(options or {}) - {"resume"}:
-            raise SettingError(
-                f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others."
-            )
+            raise SettingError(f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others.")
         state = (options or {}).get("resume")
         if state is None:
             self._start(int(self.np_random.integers(2**63)))
@@ -219,9 +215,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
 
     def _playing(self) -> _Lifetime:
         if self._life is None:
-            raise StreamEndedError(
-                "Expected a stream that was reset; got a new environment. Call reset() first."
-            )
+            raise StreamEndedError("Expected a stream that was reset; got a new environment. Call reset() first.")
         return self._life
 
     def _info(self) -> dict[str, Any]:
@@ -321,13 +315,11 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         task = life.tasks[t]
         union = self.teaching.labels == "union"
         names, prompts = life.union if union else (task.classes, task.prompts)
-        wants = "scores" if self.teaching.needs_scores else "labels"
+        wants: Wants = "scores" if self.teaching.needs_scores else "labels"
         return Query(inputs, names, prompts, wants, shown)
 
     def _index(self, life: _Lifetime, step: Step) -> IntArray:
-        return batch_index(
-            len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task)
-        )
+        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task))
 
     def _targets(self, life: _Lifetime, step: Step) -> IntArray:
         offset = life.offsets[step.task] if self.teaching.labels == "union" else 0
@@ -362,9 +354,7 @@ def _line(event: Event) -> str:
     """Say in one line what an event holds."""
     match event:
         case TaskStart():
-            return (
-                f"TaskStart  {event.name or 'a task'}: {len(event.classes)} classes, {event.samples} samples"
-            )
+            return f"TaskStart  {event.name or 'a task'}: {len(event.classes)} classes, {event.samples} samples"
         case Train():
             return f"Train      {len(event.inputs)} samples"
         case TaskEnd():

@@ -220,8 +220,8 @@ def read_parquet(
     Raises:
         SourceError: A file is unreadable, lacks a column, or a column has the wrong type.
     """
-    import datasets  # type: ignore[import-untyped]
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import datasets
+    import pyarrow as pa
 
     counts = [(file, rows) for file in files if (rows := parquet_rows(file, image, label))]
     if not counts:
@@ -258,7 +258,7 @@ def parquet_rows(file: Path, image: str, label: str) -> int:
         SourceError: The file is no Parquet, lacks a column, or a column has the wrong type.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     try:
         footer = pq.read_metadata(file)

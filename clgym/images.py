@@ -111,7 +111,7 @@ class ArrowStore:
 
     def open(self, row: int) -> Image.Image:
         """Return the image at ``row``; its bytes are read in place, without a copy."""
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
 
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         value = self._chunks[chunk][row - int(self._starts[chunk])]

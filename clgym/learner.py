@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import Agent, Footprint, Setup
-from clgym.backbones import load_clip, lora_targets, unfold_attention
+from clgym.backbones import Encoders, load_clip, lora_targets, unfold_attention
 from clgym.errors import SettingError
 from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
 from clgym.lora import Gate, LoRASet, adapt
@@ -75,7 +75,7 @@ class Learner(Agent):
         self.text_trains = False
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
 
-    def adapt(self, *, r: int, alpha: float = 0.0, targets: str = "all", gate: Gate = "none") -> LoRASet:
+    def adapt(self, *, r: int, alpha: float = 0.0, targets: Encoders = "all", gate: Gate = "none") -> LoRASet:
         """Put fresh adapters on the six linears of every block; they change nothing yet.
 
         Args:

@@ -112,7 +112,6 @@ def batch_index(samples: int, batch: int, teaching: Teaching, entropy: Sequence[
         teaching: The protocol's constants.
         entropy: Integers that fix the permutations: lifetime and task.
     """
-
     size = teaching.batch_size
     if teaching.steps:
         first, last = batch * size // samples, ((batch + 1) * size - 1) // samples

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clgym.errors import RecordError, SettingError
@@ -100,8 +100,20 @@ class RunRecord(BaseModel):
             raise RecordError(f"Expected whole JSON in {path}; got {error!r}. {_AGAIN}") from error
         if checksum != _checksum(body):
             raise RecordError(f"Expected {path} as clgym wrote it; got other content. {_AGAIN}")
+        record = cls.parse(body, path)
+        for name, digest in record.files.items():
+            verify(folder / name, digest)
+        return record
+
+    @classmethod
+    def parse(cls, body: Any, path: Path) -> RunRecord:
+        """Return the record that JSON values describe; ``path`` is where they were found.
+
+        Raises:
+            RecordError: A field is unknown, missing or of another type.
+        """
         try:
-            record = cls.model_validate(body)
+            return cls.model_validate(body)
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"]))
@@ -109,9 +121,6 @@ class RunRecord(BaseModel):
                 f"Expected layout {SCHEMA} in {path}; got {where}: {fault['msg']}. "
                 "Read it with the clgym that wrote it."
             ) from error
-        for name, digest in record.files.items():
-            verify(folder / name, digest)
-        return record
 
 
 _REDO = "Restore it from a copy, or run again with --overwrite."

@@ -56,9 +56,7 @@ class Entry:
 def entries(room: Room) -> dict[str, Entry]:
     """Return everything registered in a room by id, read from the sources; nothing is imported."""
     folder = Path(__file__).parent / room
-    found = [
-        entry for path in sorted(folder.glob("*.py")) for entry in read(path, f"clgym.{room}.{path.stem}")
-    ]
+    found = [entry for path in sorted(folder.glob("*.py")) for entry in read(path, f"clgym.{room}.{path.stem}")]
     for point in importlib.metadata.entry_points(group=f"clgym.{room}"):
         found.append(_foreign(point))
     return {entry.spec.id: entry for entry in sorted(found, key=lambda entry: entry.spec.id)}
@@ -71,9 +69,7 @@ def read(path: Path, module: str) -> Iterator[Entry]:
             continue
         for line in node.body:
             match line:
-                case ast.Assign(
-                    targets=[ast.Name(id="spec")], value=ast.Call(func=ast.Name(id=kind)) as call
-                ):
+                case ast.Assign(targets=[ast.Name(id="spec")], value=ast.Call(func=ast.Name(id=kind)) as call):
                     values = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
                     yield Entry(SPECS[kind](**values), module, node.name, path)
 
@@ -134,7 +130,13 @@ def make(id: str, **chosen: Any) -> gymnasium.Env[Any, Any]:
 
 
 def make_agent(
-    id: str, env: gymnasium.Env[Any, Any], seed: int = 0, *, device: str = "auto", precision: str = "fp32", **chosen: Any
+    id: str,
+    env: gymnasium.Env[Any, Any],
+    seed: int = 0,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    **chosen: Any,
 ) -> Agent:
     """Build an agent for an environment.
 

@@ -183,9 +183,9 @@ def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord,
 
     A run whose ``run.json`` is gone is known by its checkpoint, which holds the record too.
     """
-    drafts = folder / "checkpoint"
+    saved = folder / "checkpoint"
     found = RunRecord.load(folder) if (folder / "run.json").exists() else None
-    if found is None and not checkpoint.exists(drafts):
+    if found is None and not checkpoint.exists(saved):
         return new, None
     if not resume:
         status = "running" if found is None else found.status
@@ -193,17 +193,16 @@ def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord,
             f"Expected a new run; got {folder}, which holds one that is {status}. "
             "Add --resume to continue it or --overwrite to replace it."
         )
-    if found is not None and found.status == "finished":
+    if found is not None:
         same_run(folder, found, new)
-        checkpoint.clear(drafts)
-        return found, None
-    states = checkpoint.read(drafts)
-    if states is not None:
-        found = RunRecord.model_validate(states["record"])
-    assert found is not None
-    same_run(folder, found, new)
+        if found.status == "finished":
+            checkpoint.clear(saved)
+            return found, None
+    states = checkpoint.read(saved)
     if states is None:
         return new, None
+    found = RunRecord.parse(states["record"], saved)
+    same_run(saved, found, new)
     same_circumstances(found, new)
     return found, states
 

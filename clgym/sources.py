@@ -118,8 +118,6 @@ def few_shot(task: Task, shots: int, rng: np.random.Generator) -> Task:
     """Return the task with ``shots`` training samples per class, drawn without replacement; all if fewer."""
     from clgym.images import subset
 
-    chosen = [
-        rng.permutation(np.flatnonzero(task.train.targets == c))[:shots] for c in range(len(task.classes))
-    ]
+    chosen = [rng.permutation(np.flatnonzero(task.train.targets == c))[:shots] for c in range(len(task.classes))]
     train = subset(task.train, np.concatenate(chosen))
     return Task(task.name, task.description, task.classes, task.prompts, train, task.test)

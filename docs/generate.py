@@ -28,7 +28,8 @@ def metrics_page() -> str:
     lines += ["| id | name | range | better | needs |", "|---|---|---|---|---|"]
     for m in METRICS.values():
         better = {True: "higher", False: "lower", None: "neither"}[m.higher_is_better]
-        lines.append(f"| [`{m.id}`](#{m.id}) | {m.title} | [{m.low:g}, {m.high:g}] | {better} | {', '.join(m.needs)} |")
+        limits = f"[{m.low:g}, {m.high:g}]"
+        lines.append(f"| [`{m.id}`](#{m.id}) | {m.title} | {limits} | {better} | {', '.join(m.needs)} |")
     for m in METRICS.values():
         words = (inspect.getdoc(m.function) or "").split(">>>")[0].strip()
         lines += ["", f"## `{m.id}`", "", f"`{m.formula}`", "", words, "", f"Source: {m.source}."]
@@ -63,7 +64,8 @@ def agents_page() -> str:
 def sources_page() -> str:
     """Return the page on sources, with the table of hub data sets."""
     lines = ["# Sources", "", STALE, "", SOURCES_INTRODUCTION, ""]
-    lines += ["| data set | hub, revision | train / test rows | classes | licence | notes |", "|---|---|---|---|---|---|"]
+    lines += ["| data set | hub, revision | train / test rows | classes | licence | notes |"]
+    lines += ["|---|---|---|---|---|---|"]
     for s in SETS.values():
         link = f"[`{s.repo}`](https://huggingface.co/datasets/{s.repo}/tree/{s.revision}) `{s.revision[:8]}`"
         rows = dict(s.sizes)

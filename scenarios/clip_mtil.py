@@ -92,7 +92,8 @@ class ClipMTIL(Scenario):
         if order == "II":
             if len(names) != len(ORDER_II):
                 raise SettingError(
-                    f"Expected order 'I' for a folder of {len(names)} domains; got 'II'. Order II ranks the eleven of MTIL."
+                    f"Expected order 'I' for a folder of {len(names)} domains; got 'II'. "
+                    "Order II ranks the eleven of MTIL."
                 )
             names = tuple(names[i] for i in ORDER_II)
         self._names = names[: tasks or None]

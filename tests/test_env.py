@@ -12,7 +12,7 @@ import pytest
 
 from clgym.env import ContinualEnv
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
-from clgym.events import End, Event, Guess, Query, TaskEnd, TaskStart, Train
+from clgym.events import Array, End, Event, Guess, Query, TaskEnd, TaskStart, Train
 
 Toy = Callable[..., ContinualEnv]
 
@@ -20,6 +20,11 @@ Toy = Callable[..., ContinualEnv]
 def answer(event: Event) -> Any:
     """Label every question 0."""
     return np.zeros(len(event.inputs), np.int64) if isinstance(event, Query) else None
+
+
+def images(event: Train | Query) -> Array:
+    assert isinstance(event.inputs, np.ndarray)
+    return event.inputs
 
 
 def play(env: ContinualEnv, seed: int | None = 0) -> list[tuple[Event, float, dict[str, Any]]]:
@@ -70,7 +75,7 @@ def test_union_candidates_and_their_labels(toy: Toy) -> None:
 def test_n_batches_give_n_train_events(toy: Toy, batches: int) -> None:
     events = [e for e, _, _ in play(toy(tasks=1, train=2 * batches))]
     assert sum(isinstance(e, Train) for e in events) == batches
-    shown = [int(i) for e in events if isinstance(e, Train) for i in e.inputs[:, 0, 0, 0]]
+    shown = [int(i) for e in events if isinstance(e, Train) for i in images(e)[:, 0, 0, 0]]
     assert sorted(shown) == list(range(2 * batches))
 
 
@@ -91,7 +96,7 @@ def test_the_same_sample_has_the_same_id_and_label(toy: Toy) -> None:
     for event, _, _ in play(toy(passes=3)):
         if isinstance(event, Train):
             assert isinstance(event.targets, np.ndarray)
-            for id, y, pixel in zip(event.ids, event.targets, event.inputs[:, 0, 0], strict=True):
+            for id, y, pixel in zip(event.ids, event.targets, images(event)[:, 0, 0], strict=True):
                 assert known.setdefault(int(id), (int(y), int(pixel[1]))) == (int(y), int(pixel[1]))
     assert sorted(known) == list(range(10))
 
@@ -117,7 +122,7 @@ def test_reward_is_the_mean_score(toy: Toy) -> None:
     env = toy(tasks=1, test=4)
     event, _ = env.reset(seed=0)
     assert isinstance(event, Query)
-    labels = event.inputs[:, 0, 0, 0] % 2  # the toy's label is its index modulo the classes
+    labels = images(event)[:, 0, 0, 0] % 2  # the toy's label is its index modulo the classes
     _, reward, *_ = env.step(labels.astype(np.int64))
     assert reward == 1.0
     _, reward, *_ = env.step(Guess(0))

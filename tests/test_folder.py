@@ -39,9 +39,9 @@ def write(
     images: Sequence[Any] = (),
 ) -> None:
     """Write a Parquet file: integers with names in the schema, bare integers, or strings."""
-    import datasets  # type: ignore[import-untyped]
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = images or [{"bytes": png(i), "path": None} for i in range(len(labels))]

@@ -71,9 +71,9 @@ def write_set(
     labels: Callable[[int], IntArray] | None = None,
 ) -> Path:
     """Write a set as the hub lays it out; the pixel of an image is 10,000,000 x split + row."""
-    import datasets  # type: ignore[import-untyped]
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     data = SETS[name]
     known = [f"class_{i:03d}" for i in range(data.classes)] if names is None else list(names)

@@ -43,9 +43,9 @@ def noise(seed: int, height: int = 20, width: int = 20) -> npt.NDArray[np.uint8]
 
 
 def write_parquet(path: Path, images: Sequence[bytes | None], labels: Sequence[int]) -> Path:
-    import datasets  # type: ignore[import-untyped]
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = [{"bytes": b, "path": None} for b in images]

@@ -85,8 +85,7 @@ def test_text_features_are_kept_while_the_text_encoder_stands_still(targets: str
 def test_mixed_precision_answers_almost_the_same() -> None:
     env = clgym.make("CLIP-MTIL-v0", tasks=1)
     event, _ = env.reset(seed=0)
-    full, half = (clgym.make_agent("zero_shot", env, precision=p).act(event) for p in ("fp32", "bf16"))
-    assert isinstance(full, np.ndarray)
+    full, half = (np.asarray(clgym.make_agent("zero_shot", env, precision=p).act(event)) for p in ("fp32", "bf16"))
     assert not np.array_equal(full, half)
     assert np.allclose(np.exp(full), np.exp(half), atol=0.1)
     with pytest.raises(SettingError, match="Expected precision 'fp32' or 'bf16'; got 'fp8'"):

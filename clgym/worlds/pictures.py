@@ -112,7 +112,7 @@ def draw(name: str, split: Split, per_class: int) -> tuple[NDArray[np.uint8], In
 @functools.cache
 def _digits() -> tuple[NDArray[np.float32], Integers]:
     """Load scikit-learn's scans, `(1797, 8, 8)` in [0, 1], and their labels."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     scans, labels = load_digits(return_X_y=True)
     return (scans / 16.0).reshape(-1, 8, 8).astype(np.float32), labels.astype(np.int64)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip.model import CLIP  # type: ignore[import-untyped]
+from open_clip.model import CLIP
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save
 from torch.nn import functional

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # type: ignore[import-untyped]
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file
 
 from clgym.errors import SourceError, SourceMissingError

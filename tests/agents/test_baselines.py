@@ -96,7 +96,7 @@ def test_joint_from_the_pre_trained_model_each_time() -> None:
         ("replay", {"size": 0}, "Expected size of 1 or more; got 0. For no replay take sequential_lora."),
         ("joint", {"effort": 0}, "Expected effort above 0 and batch_size of 1 or more; got 0 and 32."),
         ("sequential_lora", {"lr": -1}, "Expected lr above 0; got -1. Try 1e-3."),
-        ("sequential_lora", {"label_smoothing": 1.5}, "Expected warmup and label_smoothing in [0, 1); got 0.0 and 1.5."),
+        ("sequential_lora", {"label_smoothing": 1.5}, "Expected warmup and label_smoothing in [0, 1); got 0.0 and 1"),
     ],
 )
 def test_settings_out_of_range(agent: str, settings: dict[str, Any], words: str) -> None:

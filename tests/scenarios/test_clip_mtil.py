@@ -109,7 +109,8 @@ def folder(root: Path, **tasks: tuple[str, ...]) -> Path:
             for name in classes:
                 (root / task / split / name).mkdir(parents=True)
                 for i in range(3):
-                    Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8)).save(root / task / split / name / f"{i}.png")
+                    image = Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8))
+                    image.save(root / task / split / name / f"{i}.png")
     return root
 
 

@@ -58,7 +58,7 @@ def test_train_and_test_share_no_picture(name: str) -> None:
 
 
 def test_digits_are_the_real_scans() -> None:
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     scans = load_digits()
     inputs, labels = pictures.draw("digits", "train", 2)

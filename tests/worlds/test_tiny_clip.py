@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_clip.model import CLIP  # type: ignore[import-untyped]
+from open_clip.model import CLIP
 
 from clgym.errors import SourceError, SourceMissingError
 from clgym.worlds import pictures, pretrain, tiny_clip
