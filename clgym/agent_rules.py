@@ -120,7 +120,7 @@ def answering_changes_nothing(trial: Trial) -> str:
     before = _through_disk(agent)
     if not _same(agent.act(query), agent.act(query)):
         return "Expected the same answer to the same query; got another. Draw nothing while answering."
-    if name := _changed(before, _through_disk(agent)):
+    if name := changed(before, _through_disk(agent)):
         return f"Expected answering to change no state; got another {name!r}. Answer without learning."
     return ""
 
@@ -145,7 +145,7 @@ def a_state_continues_bit_for_bit(trial: Trial) -> str:
         agent.load_state_dict(states[position])
         if not _same([agent.act(event) for event in trial.events[position:]], answers[position:]):
             return f"Expected the same answers after event {position}; got others. Add to state_dict what is missing."
-        if name := _changed(states[-1], _through_disk(agent)):
+        if name := changed(states[-1], _through_disk(agent)):
             return f"Expected the same state at the end after event {position}; got another {name!r}. Restore it."
     return ""
 
@@ -195,15 +195,17 @@ def _through_disk(agent: Agent) -> dict[str, Any]:
         return (checkpoint.read(Path(folder)) or {}).get("agent", {})
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return the name of the first entry in which two states differ, or ``""``."""
     for name in sorted(before.keys() | after.keys()):
         a, b = before.get(name), after.get(name)
+        if type(a) is not type(b):
+            return name
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-            alike = a.dtype == b.dtype and a.shape == b.shape
-            if not alike or not torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8)):
-                return name
-        elif type(a) is not type(b) or a != b:
+            a, b = ((t.dtype, t.shape, t.flatten().view(torch.uint8).numpy().tobytes()) for t in (a, b))
+        elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            a, b = ((array.dtype, array.shape, array.tobytes()) for array in (a, b))
+        if a != b:
             return name
     return ""
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -58,7 +60,7 @@ def entries(room: Room) -> dict[str, Entry]:
     folder = Path(__file__).parent / room
     found = [entry for path in sorted(folder.glob("*.py")) for entry in read(path, f"clgym.{room}.{path.stem}")]
     for point in importlib.metadata.entry_points(group=f"clgym.{room}"):
-        found.append(_foreign(point))
+        found += _foreign(point)
     return {entry.spec.id: entry for entry in sorted(found, key=lambda entry: entry.spec.id)}
 
 
@@ -69,15 +71,33 @@ def read(path: Path, module: str) -> Iterator[Entry]:
             continue
         for line in node.body:
             match line:
-                case ast.Assign(targets=[ast.Name(id="spec")], value=ast.Call(func=ast.Name(id=kind)) as call):
-                    values = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-                    yield Entry(SPECS[kind](**values), module, node.name, path)
+                case (
+                    ast.Assign(targets=[ast.Name(id="spec")], value=ast.Call(func=ast.Name(id=kind)) as call)
+                    | ast.AnnAssign(target=ast.Name(id="spec"), value=ast.Call(func=ast.Name(id=kind)) as call)
+                ):
+                    if kind in SPECS:
+                        values = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                        yield Entry(SPECS[kind](**values), module, node.name, path)
 
 
-def _foreign(point: importlib.metadata.EntryPoint) -> Entry:
+def _foreign(point: importlib.metadata.EntryPoint) -> list[Entry]:
+    """Return what an entry point of another distribution names; a broken one is left out, with a warning."""
     module, _, name = point.value.partition(":")
-    found = point.load()
-    return Entry(found.spec, module, name, Path(inspect.getfile(found)))
+    try:
+        found = importlib.util.find_spec(module)
+        path = Path(str(found and found.origin))
+        named = [entry for entry in read(path, module) if (entry.name, entry.spec.id) == (name, point.name)]
+        if not named:
+            raise LookupError(f"no class {name!r} whose spec has that id in {path}")
+        return named
+    except Exception as error:
+        of = point.dist.name if point.dist else "an unnamed distribution"
+        warnings.warn(
+            f"Expected the entry point {point.name!r} of {of} to lead to a class with that id in a literal spec; got "
+            f"{type(error).__name__}: {error}. It is left out; tell its authors.",
+            stacklevel=2,
+        )
+        return []
 
 
 def find(room: Room, id: str) -> Entry:

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 
 from clgym import agent_rules, scenario_rules
@@ -299,7 +300,7 @@ class Sum(Agent):
     def __init__(self, setup: Setup, *, step: int = 1) -> None:
         super().__init__(setup)
         self.step = step
-        self.total = np.zeros(1, np.int64)
+        self.total = np.zeros(2, np.int64)
 
     def learn(self, event: Train) -> None:
         assert isinstance(event.targets, np.ndarray)
@@ -308,7 +309,8 @@ class Sum(Agent):
     def key(self, event: Query) -> IntArray:
         assert isinstance(event.inputs, np.ndarray)
         sums: IntArray = event.inputs.reshape(len(event.inputs), -1).sum(axis=1, dtype=np.int64)
-        return sums + self.total
+        shifted: IntArray = sums + self.total[0]
+        return shifted
 
     def answer(self, event: Query) -> Answer:
         return self.key(event) % len(event.candidates)
@@ -389,13 +391,14 @@ class Learner(Sum):
 
     def answer(self, event: Query) -> Answer:
         self.total += len(event.candidates) * 5040
-        return super().answer(event) * 0
+        return np.zeros(len(event.inputs), np.int64)
 
 
 class Sociable(Sum):
     def answer(self, event: Query) -> Answer:
         key = self.key(event)
-        return (key + key.sum()) % len(event.candidates)
+        shared: IntArray = (key + key.sum()) % len(event.candidates)
+        return shared
 
 
 class Absent(Sum):
@@ -448,6 +451,15 @@ BROKEN_AGENTS: list[tuple[str, type[Agent]]] = [
     ("its_footprint_counts", Hoarder),
     ("it_refuses_what_it_does_not_know", Deaf),
 ]
+
+
+def test_states_are_compared_bit_by_bit() -> None:
+    state = {"a": np.array([0.0, np.nan]), "t": torch.tensor([1.0, 2.0]), "s": torch.tensor(3), "w": [1, "x"]}
+    assert agent_rules.changed(state, dict(state)) == ""
+    others = {"a": np.array([-0.0, np.nan]), "t": torch.tensor([1, 2]), "s": torch.tensor([3]), "w": [1, "y"]}
+    for name, other in others.items():
+        assert agent_rules.changed(state, {**state, name: other}) == name
+        assert agent_rules.changed(state, {k: v for k, v in state.items() if k != name}) == name
 
 
 def test_a_sound_agent_passes() -> None:

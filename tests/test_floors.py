@@ -1,4 +1,4 @@
-"""The house rules that a machine can keep: who may import whom, one file one concept, and every public word explained."""
+"""The house rules that a machine can keep: who may import whom, one file one concept, every public word explained."""
 
 from __future__ import annotations
 

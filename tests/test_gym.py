@@ -22,7 +22,7 @@ from clgym.events import End, Event, Guess, Query
 from clgym.registry import entries
 
 ID = "clgym/CLIP-MTIL-v0"
-SHORT = {"tasks": 2, "steps": 2}
+SHORT: dict[str, Any] = {"tasks": 2, "steps": 2}
 Seen = tuple[Event, float, bool]
 
 
@@ -202,7 +202,7 @@ def test_unknown_settings() -> None:
 
 @pytest.mark.parametrize(("setting", "value"), [("tasks", -1), ("order", "III"), ("backbone", "ViT-B-16/openai")])
 def test_settings_out_of_range(setting: str, value: Any) -> None:
-    with pytest.raises(SettingError, match="Expected .*; got"):
+    with pytest.raises(SettingError, match=r"Expected .*; got"):
         clgym.make("CLIP-MTIL-v0", **{setting: value})
 
 

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 import pytest
 
 import clgym
 from clgym import registry
-from clgym.agent import Agent, AgentSpec, Setup
+from clgym.agent import Setup
 from clgym.errors import NotRegisteredError, SettingError
-from clgym.events import Answer, Query
 from clgym.registry import entries, find, read, settings
 
 ROOMS: tuple[registry.Room, ...] = ("agents", "scenarios")
@@ -61,7 +59,7 @@ def test_reading_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "loud.py"
     path.write_text(
         "raise SystemExit\n"
-        "class Helper:\n    spec = 3\n"
+        "class Helper:\n    spec = 3\nclass Other:\n    spec = dict(id='other-v0')\n"
         "class Loud(Agent):\n    spec = AgentSpec(id='loud-v1', title='Loud', modalities=('image', 'text'))\n"
         "class Twice(Loud):\n    spec = AgentSpec(\n        id='loud_twice-v0',\n        title='a' 'b',\n    )\n"
     )
@@ -77,58 +75,69 @@ def test_reading_runs_nothing(tmp_path: Path) -> None:
 # --- Versions and plug-ins ----------------------------------------------------------------------------------
 
 
-class Guesser(Agent):
-    """Answers 0.
+GUESSING = '''
+import numpy as np
+from clgym.agent import Agent, AgentSpec
 
-    Args:
-        setup: What is known of the stream.
-        often: How often.
-    """
+class Guesser(Agent):
+    """Answers 0."""
 
     spec = AgentSpec(id="guesser-v2", title="Guesser")
 
-    def __init__(self, setup: Setup, *, often: int = 1) -> None:
+    def __init__(self, setup, *, often=1):
         super().__init__(setup)
         self.often = often
 
-    def answer(self, event: Query) -> Answer:
+    def answer(self, event):
         return np.zeros(len(event.inputs), np.int64)
 
-
 class Older(Guesser):
-    spec = AgentSpec(id="guesser-v1", title="Guesser")
-
+    spec: AgentSpec = AgentSpec(id="guesser-v1", title="Guesser")
 
 class Newer(Guesser):
     spec = AgentSpec(id="guesser-v10", title="Guesser")
+'''
+KINDS = {"guesser-v2": "Guesser", "guesser-v1": "Older", "guesser-v10": "Newer"}
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, points: dict[str, str]) -> None:
+    """Pretend that another distribution has these entry points in the group of agents."""
+
+    def entry_points(*, group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
+        named = points.items() if group == "clgym.agents" else ()
+        return tuple(importlib.metadata.EntryPoint(id, value, group) for id, value in named)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
 
 
 @pytest.fixture
-def plugged(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that another distribution brings three versions of an agent."""
-    module: Any = types.ModuleType("guessing")
-    kinds = {"guesser-v2": Guesser, "guesser-v1": Older, "guesser-v10": Newer}
-    for kind in kinds.values():
-        setattr(module, kind.__name__, kind)
-    monkeypatch.setitem(sys.modules, "guessing", module)
+def plugged(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put three versions of an agent into a package of its own."""
+    (tmp_path / "guessing.py").write_text(GUESSING)
+    monkeypatch.syspath_prepend(tmp_path)
+    plug_in(monkeypatch, {id: f"guessing:{kind}" for id, kind in KINDS.items()})
+    yield
+    sys.modules.pop("guessing", None)
 
-    def entry_points(*, group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
-        points = {"clgym.agents": kinds}.get(group, {})
-        return tuple(
-            importlib.metadata.EntryPoint(id, f"guessing:{kind.__name__}", group) for id, kind in points.items()
-        )
 
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("value", ["nowhere_at_all:Guesser", "json:Guesser", "clgym.agents.codyra:CoDyRA"])
+def test_a_broken_plug_in_is_left_out_with_a_warning(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, {"broken-v0": value})
+    with pytest.warns(UserWarning, match=r"Expected the entry point 'broken-v0' of an unnamed distribution to lead"):
+        known = entries("agents")
+    assert "broken-v0" not in known
+    assert "codyra-v0" in known
 
 
 @pytest.mark.usefixtures("plugged")
 def test_plug_ins_stand_beside_our_own() -> None:
     assert {"guesser-v1", "guesser-v2", "guesser-v10", "codyra-v0"} <= set(entries("agents"))
     assert list(entries("agents")) == sorted(entries("agents"))
-    assert find("agents", "guesser-v2").load() is Guesser
-    assert find("agents", "guesser-v2").path == Path(__file__)
-    agent = clgym.make_agent("guesser-v1", clgym.make("CLIP-MTIL-v0"), often=3)
-    assert isinstance(agent, Older)
+    assert "guessing" not in sys.modules  # a listing imports no plug-in
+    assert find("agents", "guesser-v2").path.name == "guessing.py"
+    agent: Any = clgym.make_agent("guesser-v1", clgym.make("CLIP-MTIL-v0"), often=3)
+    assert type(agent).__name__ == "Older"
     assert agent.often == 3
 
 
@@ -142,7 +151,7 @@ def test_no_version_means_the_newest_by_number() -> None:
 def test_unknown_ids_name_the_nearest() -> None:
     with pytest.raises(NotRegisteredError, match=r"Expected a registered agent; got 'gueser-v2'\. Did you mean 'gue"):
         find("agents", "gueser-v2")
-    with pytest.raises(NotRegisteredError, match="Known: .*guesser-v1, guesser-v10, guesser-v2"):
+    with pytest.raises(NotRegisteredError, match=r"Known: .*guesser-v1, guesser-v10, guesser-v2"):
         find("agents", "guesser-v3")
 
 
@@ -175,7 +184,8 @@ def test_agents_refuse_another_modality(monkeypatch: pytest.MonkeyPatch) -> None
         clgym.make_agent("zero_shot", env)
 
 
+@pytest.mark.usefixtures("plugged")
 def test_agents_are_told_what_they_may_know() -> None:
     env = clgym.make("CLIP-MTIL-v0")
-    setup = clgym.make_agent("zero_shot", env, seed=3, device="cpu").setup
+    setup = clgym.make_agent("guesser", env, seed=3, device="cpu").setup
     assert setup == Setup("image", (32, 32, 3), "embedded/tiny-clip", 3, "cpu")

@@ -56,7 +56,7 @@ def test_what_is_no_event_of_the_stream(event: Any) -> None:
 def test_texts() -> None:
     space = EventSpace(())
     assert replace(TRAIN, inputs=("one", "two")) in space
-    assert replace(TRAIN, inputs=("one", 2)) not in space
+    assert replace(TRAIN, inputs=("one", 2)) not in space  # type: ignore[arg-type]
     assert TRAIN not in space
     assert space.sample() in space
 
@@ -126,8 +126,9 @@ def test_spaces_differ_by_what_they_hold() -> None:
 def test_batches_are_tuples() -> None:
     space = EventSpace(SHAPE, seed=0)
     batch = batch_space(space, 2)
+    out: Any = create_empty_array(space, 2)
     events = (TRAIN, QUERY)
-    assert concatenate(space, events, create_empty_array(space, 2)) == events
+    assert concatenate(space, events, out) == events
     assert list(iterate(batch, events)) == list(events)
 
 
