@@ -64,7 +64,7 @@ def write(folder: Path, position: int, states: States) -> Path:
         folder: The run's ``checkpoint`` folder.
         position: Events so far.
         states: For each part of the run a flat dict of arrays, tensors and JSON values. Tuples come back as
-            lists, as JSON has it.
+            lists, NumPy's scalars as arrays without dimensions.
 
     Raises:
         RecordError: A value is none of these; the message names it.
@@ -75,6 +75,8 @@ def write(folder: Path, position: int, states: States) -> Path:
     for part, state in states.items():
         for name, value in state.items():
             key = f"{part}/{name}"
+            if isinstance(value, np.generic):
+                value = np.asarray(value)
             if isinstance(value, np.ndarray | torch.Tensor):
                 tensors[key] = _tensor(key, value)
                 if isinstance(value, np.ndarray):

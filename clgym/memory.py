@@ -75,7 +75,7 @@ class SampleMemory:
         if not self._held:
             return None
         tasks = self["tasks"]
-        known = tasks.unique()
+        known = torch.unique(tasks)
         known = known if before is None else known[known < before]
         if not len(known):
             return None

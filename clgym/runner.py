@@ -259,6 +259,7 @@ class _Run:
     def _begin(self, states: States | None) -> Event:
         """Reset, or restore a checkpoint; return the event to act on."""
         if self.cuda:
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # an agent that never used the device has not
             torch.cuda.reset_peak_memory_stats()
         if states is None:
             event, _ = self.env.reset(seed=self.record.seed)
@@ -313,7 +314,7 @@ class _Run:
     def _footprint(self) -> dict[str, int]:
         cost = self.agent.footprint()
         state = self.agent.state_dict().values()
-        size = sum(v.nbytes for v in state if isinstance(v, np.ndarray | torch.Tensor))
+        size = sum(v.nbytes for v in state if isinstance(v, np.ndarray | np.generic | torch.Tensor))
         names = ("trainable", "stored", "added_at_inference", "sample_bytes")
         return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 

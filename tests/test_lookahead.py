@@ -13,9 +13,7 @@ from clgym.lookahead import Lookahead
 
 
 @contextmanager
-def ahead(
-    read: Callable[[int], int], length: int = 50, depth: int = 4, stride: int = 1
-) -> Iterator[Lookahead[int]]:
+def ahead(read: Callable[[int], int], length: int = 50, depth: int = 4, stride: int = 1) -> Iterator[Lookahead[int]]:
     def following(position: int) -> int | None:
         return position + stride if position + stride < length else None
 
@@ -42,7 +40,12 @@ def test_items_in_order_each_read_once(depth: int, stride: int) -> None:
 
 def test_never_more_than_depth_ahead() -> None:
     begun: list[int] = []
-    with ahead(lambda position: begun.append(position) or position, depth=3) as items:
+
+    def read(position: int) -> int:
+        begun.append(position)
+        return position
+
+    with ahead(read, depth=3) as items:
         for i in range(20):
             items.get(i)
             assert max(begun) <= i + 3

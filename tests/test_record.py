@@ -78,7 +78,9 @@ def test_one_changed_digit_is_noticed(run: Path, digit: int) -> None:
     at = [m.start() for m in re.finditer(r"\d", text)]
     place = at[len(at) * digit // 5]
     path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
-    words = f"Expected {path} as clgym wrote it; got other content. Restore it from a copy, or delete it and add --resume"
+    words = (
+        f"Expected {path} as clgym wrote it; got other content. Restore it from a copy, or delete it and add --resume"
+    )
     with pytest.raises(RecordError, match=re.escape(words)):
         RunRecord.load(run)
 
@@ -148,8 +150,16 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 def test_identity_is_scenario_agent_settings_and_seed() -> None:
     assert record().identity == record(R=[], status="finished", versions={}).identity
-    assert record(agent_settings={"b": [1, 2], "a": 1}).identity == record(agent_settings={"a": 1, "b": (1, 2)}).identity
-    others = [{"seed": 4}, {"source": "hub"}, {"agent": "b-v0"}, {"agent_settings": {"lr": 0.2}}, {"scenario": "T-v0"}]
+    assert (
+        record(agent_settings={"b": [1, 2], "a": 1}).identity == record(agent_settings={"a": 1, "b": (1, 2)}).identity
+    )
+    others: list[dict[str, Any]] = [
+        {"seed": 4},
+        {"source": "hub"},
+        {"agent": "b-v0"},
+        {"agent_settings": {"lr": 0.2}},
+        {"scenario": "T-v0"},
+    ]
     assert len({record(**change).identity for change in [{}, *others]}) == 6
 
 
@@ -175,9 +185,13 @@ def test_other_hardware_is_refused(change: dict[str, Any], words: str) -> None:
 def test_other_versions_are_refused_but_for_python() -> None:
     same_circumstances(record(), record(versions={"python": "3.13.0", "torch": "2.8.0"}))
     same_circumstances(record(), record(hardware={**record().hardware, "cores": 64}))
-    with pytest.raises(SettingError, match=r"Expected torch 2\.8\.0, as this run began with; got 2\.9\.0\. Continue it"):
+    with pytest.raises(
+        SettingError, match=r"Expected torch 2\.8\.0, as this run began with; got 2\.9\.0\. Continue it"
+    ):
         same_circumstances(record(), record(versions={"python": "3.11.0", "torch": "2.9.0"}))
-    with pytest.raises(SettingError, match=r"Expected clgym 0\.1\.0, as this run began with; got 0\.2\.0\. Continue it"):
+    with pytest.raises(
+        SettingError, match=r"Expected clgym 0\.1\.0, as this run began with; got 0\.2\.0\. Continue it"
+    ):
         same_circumstances(record(), record(clgym="0.2.0"))
 
 
@@ -208,9 +222,7 @@ def test_writes_make_folders_that_others_may_read(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_drafts_of_killed_processes_are_swept_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_of_killed_processes_are_swept_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "run.json", b"x")
     (tmp_path / ".mine").touch()
     with monkeypatch.context() as patch:
@@ -229,5 +241,9 @@ def test_nullable_keeps_shape_and_values() -> None:
 
 
 def test_parquet_is_the_same_for_the_same_columns() -> None:
-    columns = {"a": np.arange(1000), "b": np.full(1000, np.nan, np.float32), "c": np.array(["x"] * 1000)}
+    columns: dict[str, np.ndarray[Any, Any]] = {
+        "a": np.arange(1000),
+        "b": np.full(1000, np.nan, np.float32),
+        "c": np.array(["x"] * 1000),
+    }
     assert parquet(columns) == parquet({name: column.copy() for name, column in columns.items()})
