@@ -168,6 +168,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 for mixed precision.")] = "fp32",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard.")] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no tables.")] = False,
@@ -190,7 +191,15 @@ def run(
         try:
             with ExitStack() as stack:
                 callbacks = watchers(stack, bar=not quiet and sys.stderr.isatty(), tensorboard=tensorboard, wandb=wandb)
-                record = play(job, out, resume=resume, overwrite=overwrite, device=device, callbacks=callbacks)
+                record = play(
+                    job,
+                    out,
+                    resume=resume,
+                    overwrite=overwrite,
+                    device=device,
+                    precision=precision,
+                    callbacks=callbacks,
+                )
         except KeyboardInterrupt as error:
             words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
             again = shlex.join(["clgym", *words, "--resume"])

@@ -135,7 +135,14 @@ def watchers(stack: ExitStack, *, bar: bool, tensorboard: bool, wandb: bool) -> 
 
 
 def play(
-    job: Job, out: Path, *, resume: bool, overwrite: bool, device: str, callbacks: Sequence[Callback]
+    job: Job,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    device: str,
+    precision: str,
+    callbacks: Sequence[Callback],
 ) -> RunRecord:
     """Play a run to its end and return its record; see :func:`clgym.runner.run`."""
     return run(
@@ -147,6 +154,7 @@ def play(
         resume=resume,
         overwrite=overwrite,
         device=device,
+        precision=precision,
         callbacks=callbacks,
         **job.agent_settings,
     )

@@ -40,7 +40,7 @@ class RunRecord(BaseModel):
         metrics: Metric id to value, unrounded; ``None`` where undefined.
         fingerprints: sha256 of spec, stream, data and backbone.
         versions: Versions of Python and libraries.
-        hardware: Processor, cores, threads, device.
+        hardware: Architecture, cores, threads, device, precision.
         resources: Parameters, bytes, seconds, samples.
         files: sha256 of the other files of the run.
     """

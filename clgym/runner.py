@@ -44,6 +44,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: str = "fp32",
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: float = 60.0,
     **agent_settings: Any,
@@ -63,6 +64,7 @@ def run(
         resume: Continue a run that was interrupted; a finished one is returned as it is.
         overwrite: Replace what is there: the run's whole folder.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"fp32"``, or ``"bf16"`` for mixed precision.
         callbacks: What watches the run.
         checkpoint_seconds: Longest time between two checkpoints, but for the length of one event; 0 writes one
             at every event.
@@ -92,7 +94,7 @@ def run(
             agent_settings=_changed("agents", agent, agent_settings),
             seed=seed,
             versions=versions(),
-            hardware=hardware(device),
+            hardware=hardware(device, precision),
         )
         folder = None if out is None else Path(out) / folder_of(record)
         states = None
@@ -100,7 +102,7 @@ def run(
             record, states = _existing(folder, record, resume=resume)
             if record.status == "finished":
                 return record
-        learner = make_agent(agent, made, seed, device=device, **agent_settings)
+        learner = make_agent(agent, made, seed, device=device, precision=precision, **agent_settings)
         if folder is not None and overwrite:
             _empty(folder)
         return _Run(env, learner, record, folder, callbacks, checkpoint_seconds).play(states)
@@ -141,14 +143,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def hardware(device: str = "auto") -> dict[str, Any]:
-    """Return architecture, cores, threads and accelerator."""
+def hardware(device: str = "auto", precision: str = "fp32") -> dict[str, Any]:
+    """Return architecture, cores, threads, accelerator and precision."""
     cuda = torch.cuda.is_available() and device != "cpu"
     return {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "precision": precision,
     }
 
 

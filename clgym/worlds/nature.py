@@ -17,7 +17,7 @@ Pictures = NDArray[np.uint8]
 def textures(rng: np.random.Generator, values: Values) -> Pictures:
     """Draw two-coloured patterns that fill the picture."""
     n = len(values["pattern"])
-    frame = canvas.place(rng, n, size=(0.9, 1.1), shift=0.5, turn=0.4)
+    frame = canvas.place(rng, n, size=(0.92, 1.08), shift=0.5, turn=0.2)
     rate = canvas.pick(values["grain"], (3.6, 1.9))
     p, q = frame.u * rate, frame.v * rate
     first, second = canvas.cells(rng, frame, 14)
@@ -44,7 +44,7 @@ def textures(rng: np.random.Generator, values: Values) -> Pictures:
         ink.astype(np.float32),
     )
     art.shade(1.0 + 0.3 * (canvas.clouds(rng, n, 2) - 0.5))
-    return art.finish(rng, 0.04)
+    return art.finish(rng, 0.03)
 
 
 def flowers(rng: np.random.Generator, values: Values) -> Pictures:

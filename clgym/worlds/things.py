@@ -204,11 +204,10 @@ def small_objects(rng: np.random.Generator, values: Values) -> Pictures:
     """Draw small things with a plain, spotted or striped skin, out of focus and in clutter."""
     n = len(values["thing"])
     art = Canvas(canvas.any_colour(rng, n, 0.25, 0.8))
-    art.clutter(rng, 0.6, 3)
-    frame = canvas.place(rng, n, size=(0.55, 0.8), shift=0.25, turn=0.25)
+    art.clutter(rng, 0.45)
+    frame = canvas.place(rng, n, size=(0.7, 0.92), shift=0.15, turn=0.2)
     base = canvas.any_colour(rng, n, 0.15, 1.0)
     skin = np.where((base.mean(1, keepdims=True) > 0.55), base * 0.3, 0.55 + 0.45 * base).astype(np.float32)
-    before = art.pixels.copy()
     _each(art, values["thing"], _SMALL, frame, base, canvas.tint(rng, n, _DARK, 0.04))
     same = np.abs(art.pixels - base[:, :, None, None]).max(1) < 0.02
     stripes = canvas.wave(frame.u * 2.1 + canvas.between(rng, n, 0, 1)) > 0.55
@@ -216,9 +215,8 @@ def small_objects(rng: np.random.Generator, values: Values) -> Pictures:
     kind = canvas.column(values["skin"])
     cover = same * ((kind == 1) * spots + (kind == 2) * stripes)
     art.paint(cover.astype(np.float32), skin)
-    del before
     _blur(art)
-    return art.finish(rng, 0.035)
+    return art.finish(rng)
 
 
 def _blur(art: Canvas) -> None:

@@ -9,7 +9,6 @@ import string
 
 import torch
 
-
 CONTEXT_LENGTH = 16
 # The vocabulary is padded to this size, so that new words do not change the model's shape.
 VOCABULARY_SIZE = 512
@@ -40,13 +39,13 @@ swept tabby table tail tan ten texture that the this three tiger tiny to toad to
 train tree trout truck tulip turtle two type umbrella under valley van vegetable vehicle very view wall
 water wavy whale wheels white wide wild window wing wings with without wolf woman wood word woven written
 yellow young zero
-""".split()
+"""
 
 
 @functools.cache
 def _numbers() -> dict[str, int]:
     """Number every known token: padding, letters and digits, then words."""
-    tokens = (_PAD, *_LETTERS, *_VOCABULARY)
+    tokens = (_PAD, *_LETTERS, *_VOCABULARY.split())
     assert len(tokens) <= VOCABULARY_SIZE - 2, len(tokens)
     return {token: number for number, token in enumerate(tokens)}
 

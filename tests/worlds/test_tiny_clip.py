@@ -44,6 +44,14 @@ def test_tampered_weights_are_refused(tmp_path: Path) -> None:
         tiny_clip.load(copy)
 
 
+def test_weights_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    shutil.copy(tiny_clip.WEIGHTS, tmp_path)
+    changed = tiny_clip.card() | {"vocabulary_sha256": "0" * 64}
+    (tmp_path / "tiny_clip.json").write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(SourceError, match="Pre-train anew"):
+        tiny_clip.load(tmp_path / "tiny_clip.safetensors")
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceMissingError, match=r"tiny_clip\.json"):
         tiny_clip.load(tmp_path / "tiny_clip.safetensors")

@@ -46,6 +46,13 @@ def test_all_class_prompts_fit_and_differ() -> None:
             assert len(set(map(tuple, tokenizer(texts).tolist()))) == len(texts)
 
 
+def test_every_word_of_a_class_is_known_and_not_spelled() -> None:
+    tokenizer = WordTokenizer()
+    for name in pictures.DOMAINS:
+        for label in pictures.domain(name).classes:
+            assert len(tokenizer.encode(label)) == len(label.split()), label
+
+
 def test_case_and_punctuation_do_not_count() -> None:
     tokenizer = WordTokenizer()
     assert torch.equal(tokenizer("A photo, of a Cat!"), tokenizer("a photo of a cat"))
