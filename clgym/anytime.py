@@ -111,9 +111,7 @@ def stability_gap(R: Matrix, probes: Probes) -> float:
     0.75
     """
     learning, accuracy = _evaluations(R, probes)
-    drops = [
-        R[t - 1, : t - 1] - accuracy[learning == t, : t - 1].min(axis=0) for t in range(2, R.shape[1] + 1)
-    ]
+    drops = [R[t - 1, : t - 1] - accuracy[learning == t, : t - 1].min(axis=0) for t in range(2, R.shape[1] + 1)]
     return mean(np.concatenate(drops) if drops else [])
 
 

@@ -267,9 +267,7 @@ def load_clip(name: str, device: str | torch.device = "auto") -> ClipBackbone:
         from clgym.worlds import tiny_clip
 
         tiny, words = tiny_clip.load()
-        backbone = ClipBackbone(
-            name, tiny, words, mean=tiny_clip.MEAN, std=tiny_clip.STD, weights=tiny_clip.WEIGHTS
-        )
+        backbone = ClipBackbone(name, tiny, words, mean=tiny_clip.MEAN, std=tiny_clip.STD, weights=tiny_clip.WEIGHTS)
         return backbone.to(device)
     import open_clip
 

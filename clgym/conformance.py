@@ -165,9 +165,7 @@ def check(
     return failures
 
 
-def _compare(
-    compute: Callable[[Case], Mapping[str, float]], case: Case, wanted: Mapping[str, float]
-) -> list[Failure]:
+def _compare(compute: Callable[[Case], Mapping[str, float]], case: Case, wanted: Mapping[str, float]) -> list[Failure]:
     if not wanted:
         return []
     try:
@@ -195,9 +193,7 @@ def _case(entry: dict[str, Any], tolerance: float) -> Case:
         description=entry["description"],
         R=np.array(entry["R"], dtype=np.float64),
         inputs=entry["inputs"],
-        expected={
-            id: math.nan if value is None else value for id, value in entry.get("expected", {}).items()
-        },
+        expected={id: math.nan if value is None else value for id, value in entry.get("expected", {}).items()},
         obtained=entry.get("obtained", ""),
         tolerance=entry.get("tolerance", tolerance),
     )

@@ -39,9 +39,7 @@ class _Card:
     flip: bool
 
 
-def folder_tasks(
-    path: str | Path, size: int, *, flip: bool = True, template: str = "a photo of a {}."
-) -> list[Task]:
+def folder_tasks(path: str | Path, size: int, *, flip: bool = True, template: str = "a photo of a {}.") -> list[Task]:
     """Return one task per sub-folder of ``path``, sorted by name.
 
     A sub-folder holds ``train.parquet`` and ``test.parquet`` (or shards ``train-*.parquet``; a missing test
@@ -64,14 +62,10 @@ def folder_tasks(
     """
     root = Path(path)
     if not root.is_dir():
-        raise SourceError(
-            f"Expected a folder at {root}; got {'a file' if root.exists() else 'nothing'}. {_LAYOUT}"
-        )
+        raise SourceError(f"Expected a folder at {root}; got {'a file' if root.exists() else 'nothing'}. {_LAYOUT}")
     folders = sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] not in "._")
     if any(_files(root, s) for s in ("train", "test")) or [f.name for f in folders] == ["test", "train"]:
-        raise SourceError(
-            f"Expected one sub-folder per task in {root}; got a single task. Move it one level down."
-        )
+        raise SourceError(f"Expected one sub-folder per task in {root}; got a single task. Move it one level down.")
     if not folders:
         raise SourceError(f"Expected one sub-folder per task in {root}; got an empty folder. {_LAYOUT}")
     _check_template(template, "the setting template")
@@ -207,9 +201,7 @@ def _check_template(template: object, place: str) -> None:
         )
 
 
-def read_parquet(
-    files: Sequence[Path], image: str, label: str
-) -> tuple[ArrowStore, npt.NDArray[Any], tuple[str, ...]]:
+def read_parquet(files: Sequence[Path], image: str, label: str) -> tuple[ArrowStore, npt.NDArray[Any], tuple[str, ...]]:
     """Convert Parquet files once to memory-mapped Arrow and return images, labels and class names.
 
     The Arrow copy lies in ``data_directory()/arrow`` and is reused until a file changes.

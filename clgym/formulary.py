@@ -251,9 +251,7 @@ def _matrix(values: object, name: str) -> Matrix:
 def _vector(values: object, name: str) -> Vector:
     array = _accuracies(values, name)
     if array.ndim != 1:
-        raise SettingError(
-            f"Expected {name} as one row of numbers; got shape {array.shape}. Flatten it first."
-        )
+        raise SettingError(f"Expected {name} as one row of numbers; got shape {array.shape}. Flatten it first.")
     return array
 
 
@@ -261,44 +259,34 @@ def _counts(values: object, name: str) -> Counts:
     array = np.asarray(values)
     integral = array.size == 0 or np.issubdtype(array.dtype, np.integer)
     if array.ndim != 1 or not integral or (array.size and array.min() < 0):
-        raise SettingError(
-            f"Expected {name} as one row of whole numbers from 0; got {values!r}. Count, do not weigh."
-        )
+        raise SettingError(f"Expected {name} as one row of whole numbers from 0; got {values!r}. Count, do not weigh.")
     return array.astype(np.int64)
 
 
 def _weights(values: object, name: str) -> Counts:
     array = _counts(values, name)
     if not array.sum():
-        raise SettingError(
-            f"Expected {name} with at least one above 0; got {values!r}. Count the held-out items."
-        )
+        raise SettingError(f"Expected {name} with at least one above 0; got {values!r}. Count the held-out items.")
     return array
 
 
 def _flags(values: object, name: str) -> Flags:
     array = np.asarray(values)
     if array.dtype != np.bool_ and array.size:
-        raise SettingError(
-            f"Expected {name} as booleans, True = right; got {array.dtype}. Compare with the labels."
-        )
+        raise SettingError(f"Expected {name} as booleans, True = right; got {array.dtype}. Compare with the labels.")
     return array.astype(np.bool_)
 
 
 def _probes(value: object, name: str) -> Probes:
     if not isinstance(value, Probes):
-        raise SettingError(
-            f"Expected {name} as Probes; got {type(value).__name__}. Build clgym.metrics.Probes(...)."
-        )
+        raise SettingError(f"Expected {name} as Probes; got {type(value).__name__}. Build clgym.metrics.Probes(...).")
     return value
 
 
 def _whole(least: int) -> Callable[[object, str], int]:
     def check(value: object, name: str) -> int:
         if not isinstance(value, int) or value < least:
-            raise SettingError(
-                f"Expected {name} as a whole number from {least}; got {value!r}. Give a larger one."
-            )
+            raise SettingError(f"Expected {name} as a whole number from {least}; got {value!r}. Give a larger one.")
         return value
 
     return check

@@ -268,9 +268,7 @@ def hub_task(name: str, size: int) -> Task:
         if empty := sorted(set(range(len(classes))) - set(targets.tolist())):
             raise _changed(data, "images of every class", f"none of {classes[empty[0]]!r} in one half")
         sides.append(EncodedImages(part.store, targets, size, rows=index, flip=data.flip))
-    description = (
-        f"{data.title}: {len(classes)} classes, {len(sides[0])} training and {len(sides[1])} test images."
-    )
+    description = f"{data.title}: {len(classes)} classes, {len(sides[0])} training and {len(sides[1])} test images."
     return Task(name, description, classes, fill_prompts(data.templates, classes), sides[0], sides[1])
 
 
@@ -300,9 +298,7 @@ def _read(data: HubSet, splits: str) -> _Pool:
     return _Pool(store, labels, names)
 
 
-def _rows(
-    data: HubSet, kept: npt.NDArray[np.bool_], train: IntArray, test: IntArray
-) -> tuple[IntArray, IntArray]:
+def _rows(data: HubSet, kept: npt.NDArray[np.bool_], train: IntArray, test: IntArray) -> tuple[IntArray, IntArray]:
     """Return the rows to train and to test on, from the labels of both splits and the classes kept."""
     rows = np.flatnonzero(kept[train])
     if data.rule == "80/20":

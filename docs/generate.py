@@ -91,13 +91,13 @@ my_images/
 ```
 
 `clgym run CLIP-MTIL-v0 --agent codyra --source my_images`. The tiny CLIP is the default model;
-`--with backbone=ViT-B-16/openai` takes another of open_clip's. Images are decoded in threads while the agent trains, and
-memory does not grow with the folder. A malformed folder is refused with the name of the file and what to do.
+`--with backbone=ViT-B-16/openai` takes another of open_clip's. Images are decoded in threads while the agent trains,
+and memory does not grow with the folder. A malformed folder is refused with the name of the file and what to do.
 
 **`hub`**: the eleven data sets of MTIL and ViT-B/16. `clgym download CLIP-MTIL-v0` fetches data (at the revisions
 below) and weights into `$CLGYM_DATA` (default `~/.cache/clgym/data`) and the Hugging Face cache; nothing else ever
-touches the network, and nothing falls back in silence. Train and test are the mirror's rows before the rule in the notes.
-Prompt templates and class names are ZSCL's."""
+touches the network, and nothing falls back in silence. Train and test are the mirror's rows before the rule in the
+notes. Prompt templates and class names are ZSCL's."""
 
 
 PAGES = {"metrics.md": metrics_page, "agents.md": agents_page, "sources.md": sources_page}

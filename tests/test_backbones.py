@@ -52,9 +52,7 @@ def clip(kind: str = "tiny") -> Any:
     if kind == "tiny":
         return redrawn(tiny_clip.build())
     vision = CLIPVisionCfg(layers=2, width=64, head_width=16, patch_size=16, image_size=32)
-    return redrawn(
-        CLIP(32, vision, CLIPTextCfg(vocab_size=512, width=48, heads=3, layers=2), quick_gelu=True)
-    )
+    return redrawn(CLIP(32, vision, CLIPTextCfg(vocab_size=512, width=48, heads=3, layers=2), quick_gelu=True))
 
 
 def pictures(count: int) -> np.ndarray[Any, Any]:
@@ -63,9 +61,7 @@ def pictures(count: int) -> np.ndarray[Any, Any]:
 
 def texts(count: int, length: int) -> Tensor:
     tokens = torch.randint(1, 510, (count, length), generator=seeded())
-    for row, end in zip(
-        tokens, torch.randint(2, length, (count,), generator=seeded(1)).tolist(), strict=True
-    ):
+    for row, end in zip(tokens, torch.randint(2, length, (count,), generator=seeded(1)).tolist(), strict=True):
         row[end], row[end + 1 :] = 511, 0
     return tokens
 

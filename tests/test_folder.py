@@ -57,9 +57,7 @@ def write_task(folder: Path, names: Sequence[str] = ("cat", "big_dog")) -> None:
     write(folder / "test.parquet", [1, 0], names)
 
 
-def write_images(
-    folder: Path, split: str, classes: Sequence[str], count: int = 2, suffix: str = "png"
-) -> None:
+def write_images(folder: Path, split: str, classes: Sequence[str], count: int = 2, suffix: str = "png") -> None:
     for number, name in enumerate(classes):
         (folder / split / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -196,9 +194,7 @@ def test_one_class_only_is_refused(root: Path) -> None:
 def test_a_class_only_in_test_is_refused(root: Path) -> None:
     write(root / "t" / "train.parquet", [0, 1], ["a", "b", "c"])
     write(root / "t" / "test.parquet", [0, 2], ["a", "b", "c"])
-    refuse(
-        root, r"classes of .*test\.parquet in .*train\.parquet; got 'c' only in the test data\. Add training"
-    )
+    refuse(root, r"classes of .*test\.parquet in .*train\.parquet; got 'c' only in the test data\. Add training")
 
 
 def test_an_unreadable_image_is_refused_at_once(root: Path) -> None:
@@ -230,9 +226,7 @@ def test_wrong_types_are_named(root: Path) -> None:
 def test_integers_without_names_are_refused(root: Path) -> None:
     write(root / "t" / "train.parquet", [0, 1])
     write(root / "t" / "test.parquet", [0])
-    refuse(
-        root, r"class names for the integers in column 'label' of .*train\.parquet; got none in the schema\."
-    )
+    refuse(root, r"class names for the integers in column 'label' of .*train\.parquet; got none in the schema\.")
 
 
 def test_labels_out_of_range_and_missing_are_refused(root: Path) -> None:
@@ -266,9 +260,7 @@ def test_a_damaged_body_is_refused_with_the_file(root: Path) -> None:
 
 def test_duplicate_names_after_rewording_are_refused(root: Path) -> None:
     write_task(root / "t", ["big dog", "big_dog"])
-    refuse(
-        root, r"class names in .*train\.parquet that differ once .*; got 'big dog' and 'big_dog'\. Rename one"
-    )
+    refuse(root, r"class names in .*train\.parquet that differ once .*; got 'big dog' and 'big_dog'\. Rename one")
 
 
 def test_a_class_folder_without_images_is_refused(root: Path) -> None:

@@ -32,8 +32,7 @@ CALTECH = (
     "wheelchair wild_cat windsor_chair wrench yin_yang"
 ).split()
 EUROSAT = (
-    "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River "
-    "SeaLake"
+    "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake"
 ).split()
 BACKGROUND = CALTECH.index("background_google")
 NAMES: dict[str, Sequence[str]] = {
@@ -83,11 +82,7 @@ def write_set(
     for number, (split, rows) in enumerate((sizes or dict(data.sizes)).items()):
         pixels = [BITMAP + struct.pack("<I", 5_000_000 * number + i) for i in range(rows)]
         targets = labels(rows) if labels else np.arange(rows) % len(known)
-        table = {
-            image: pa.StructArray.from_arrays(
-                [pa.array(pixels), pa.nulls(rows, pa.string())], ["bytes", "path"]
-            )
-        }
+        table = {image: pa.StructArray.from_arrays([pa.array(pixels), pa.nulls(rows, pa.string())], ["bytes", "path"])}
         features = {image: datasets.Image()}
         for other, classes in OTHER.get(name, {}).items():
             table[other] = pa.array(np.arange(rows) % classes) if classes else pa.array(["x"] * rows)
@@ -196,9 +191,7 @@ def test_prompts_are_zscls() -> None:
         ("sun397", 397, 76_127, 21_750),
     ],
 )
-def test_splits_have_mtils_sizes(
-    tasks: dict[str, Task], name: str, classes: int, train: int, test: int
-) -> None:
+def test_splits_have_mtils_sizes(tasks: dict[str, Task], name: str, classes: int, train: int, test: int) -> None:
     task = tasks[name]
     assert (len(task.classes), len(task.train), len(task.test)) == (classes, train, test)
     assert len(task.prompts) == classes
@@ -222,9 +215,7 @@ def test_caltech_drops_the_background_and_draws_its_split(tasks: dict[str, Task]
 
 
 def test_caltech_words_are_clips(tasks: dict[str, Task]) -> None:
-    words = dict(
-        zip([n for n in CALTECH if n != "background_google"], tasks["caltech101"].classes, strict=True)
-    )
+    words = dict(zip([n for n in CALTECH if n != "background_google"], tasks["caltech101"].classes, strict=True))
     assert words["faces"] == "off-center face"
     assert words["faces_easy"] == "centered face"
     assert words["airplanes"] == "airplane"
@@ -235,9 +226,7 @@ def test_caltech_words_are_clips(tasks: dict[str, Task]) -> None:
 
 def test_the_drawn_splits_are_torchs_with_seed_42(tasks: dict[str, Task]) -> None:
     torch = pytest.importorskip("torch")
-    split = torch.utils.data.random_split(
-        range(8_677), [6_941, 1_736], generator=torch.Generator().manual_seed(42)
-    )
+    split = torch.utils.data.random_split(range(8_677), [6_941, 1_736], generator=torch.Generator().manual_seed(42))
     kept = np.flatnonzero(np.concatenate([caltech_labels(3_060), caltech_labels(6_084)]) != BACKGROUND)
     ids = everything(tasks["caltech101"].test)
     assert np.where(ids < 5_000_000, ids, ids - 5_000_000 + 3_060).tolist() == kept[split[1].indices].tolist()
@@ -273,9 +262,7 @@ def test_cifar_reads_img_and_fine_label(tasks: dict[str, Task], home: Path) -> N
 def test_aircraft_reads_the_variant(tasks: dict[str, Task], home: Path) -> None:
     assert len(tasks["aircraft"].classes) == 100
     write_set(home, "aircraft", columns=("image", "label"))
-    refuse(
-        "aircraft", r"columns 'image' and 'variant' in .*; got 'image', 'family', 'manufacturer', 'label'\."
-    )
+    refuse("aircraft", r"columns 'image' and 'variant' in .*; got 'image', 'family', 'manufacturer', 'label'\.")
 
 
 def test_food_tests_on_validation(tasks: dict[str, Task], home: Path) -> None:
@@ -402,9 +389,7 @@ def test_a_missing_shard_is_missing(home: Path) -> None:
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(
-        NotRegisteredError, match=r"a registered data set; got 'flower'. Did you mean 'flowers'\?"
-    ):
+    with pytest.raises(NotRegisteredError, match=r"a registered data set; got 'flower'. Did you mean 'flowers'\?"):
         hub_task("flower", 1)
 
 

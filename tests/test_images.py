@@ -210,9 +210,7 @@ def test_an_unreadable_file_is_named_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     data = EncodedImages(FileStore((tmp_path / "broken.jpg",)), [0], 8)
     for read in (lambda: data.batch(np.array([0])), lambda: data.check(10)):
-        with pytest.raises(
-            SourceError, match=r"Expected a readable image at .*broken\.jpg; got Unid.* Replace"
-        ):
+        with pytest.raises(SourceError, match=r"Expected a readable image at .*broken\.jpg; got Unid.* Replace"):
             read()
 
 

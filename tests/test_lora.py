@@ -116,9 +116,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 10) -
 def test_one_flat_parameter_equals_adamw_on_separate_tensors(fused: bool) -> None:
     ours, theirs = adapted(alpha=3.0), adapted(alpha=3.0)
     for _, layer in theirs.layers:
-        for part, value in [
-            (part, value.detach().clone()) for part, value in layer.named_parameters(recurse=False)
-        ]:
+        for part, value in [(part, value.detach().clone()) for part, value in layer.named_parameters(recurse=False)]:
             delattr(layer, part)
             setattr(layer, part, nn.Parameter(value))
     apart = [p for p in theirs.model.parameters() if p.requires_grad]
@@ -127,9 +125,7 @@ def test_one_flat_parameter_equals_adamw_on_separate_tensors(fused: bool) -> Non
     train(theirs.model, torch.optim.AdamW(apart, lr=0.01, weight_decay=0.1, foreach=False, fused=fused))
     for (name, a), (_, b) in zip(ours.layers, theirs.layers, strict=True):
         for part in ("A", "Bt", "gate"):
-            torch.testing.assert_close(
-                getattr(a, part), getattr(b, part), rtol=0, atol=1e-7, msg=f"{name}.{part}"
-            )
+            torch.testing.assert_close(getattr(a, part), getattr(b, part), rtol=0, atol=1e-7, msg=f"{name}.{part}")
     assert not torch.equal(ours.arena(), adapted(alpha=3.0).arena())
 
 
@@ -141,9 +137,7 @@ def test_gradients_land_in_the_flat_buffer_and_stay_there() -> None:
     loss = lora.model(inputs()).square().sum()
     torch.autograd.backward(loss, retain_graph=True)
     once = arena.grad.clone()
-    torch.testing.assert_close(
-        once, torch.cat([g.flatten() for p in lora.parameters() if (g := p.grad) is not None])
-    )
+    torch.testing.assert_close(once, torch.cat([g.flatten() for p in lora.parameters() if (g := p.grad) is not None]))
     assert once.count_nonzero() == once.numel()
     torch.autograd.backward(loss)
     torch.testing.assert_close(arena.grad, 2 * once)

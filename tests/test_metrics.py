@@ -65,9 +65,7 @@ def test_scores_holds_exactly_the_metrics_whose_inputs_are_given() -> None:
 
 
 def test_references_worked_by_hand() -> None:
-    got = scores(
-        R, single=np.array([0.9, 0.9, 0.7]), joint=np.array([0.8, 0.9, 0.9]), sizes=np.array([1, 3, 6])
-    )
+    got = scores(R, single=np.array([0.9, 0.9, 0.7]), joint=np.array([0.8, 0.9, 0.9]), sizes=np.array([1, 3, 6]))
     assert got["forward_transfer_survey"] == pytest.approx(((0.7 - 0.9) + (1.0 - 0.7)) / 2)
     assert got["intransigence"] == pytest.approx((0.0 + 0.2 - 0.1) / 3)
     assert got["micro_accuracy"] == pytest.approx((0.6 + 3 * 0.8 + 6 * 1.0) / 10)
@@ -206,9 +204,7 @@ def test_inputs_are_left_as_they_were() -> None:
 def matrices(draw: st.DrawFn, low: int = 0, high: int = 100) -> Array:
     tasks = draw(st.integers(1, 5))
     cells = st.integers(low, high)
-    rows = draw(
-        st.lists(st.lists(cells, min_size=tasks, max_size=tasks), min_size=tasks + 1, max_size=tasks + 1)
-    )
+    rows = draw(st.lists(st.lists(cells, min_size=tasks, max_size=tasks), min_size=tasks + 1, max_size=tasks + 1))
     return np.array(rows, dtype=np.float64) / 100
 
 
@@ -226,9 +222,7 @@ def runs(draw: st.DrawFn) -> tuple[Array, Probes]:
 def full(matrix: Array, probes: Probes) -> dict[str, float]:
     tasks = matrix.shape[1]
     ones, counts = np.ones(tasks), np.arange(1, tasks + 1)
-    return scores(
-        matrix, single=ones, joint=ones, sizes=counts, classes=counts, probes=probes, window=3, beta=1
-    )
+    return scores(matrix, single=ones, joint=ones, sizes=counts, classes=counts, probes=probes, window=3, beta=1)
 
 
 few = settings(max_examples=40, deadline=None)

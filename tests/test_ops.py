@@ -29,18 +29,14 @@ def written_out(
     return F.linear(x, weight, bias) + scale * ((shrunk if gate is None else shrunk * gate) @ up)
 
 
-@pytest.mark.parametrize(
-    ("with_bias", "with_gate"), [(True, True), (True, False), (False, True), (False, False)]
-)
+@pytest.mark.parametrize(("with_bias", "with_gate"), [(True, True), (True, False), (False, True), (False, False)])
 def test_lora_linear_passes_gradcheck(with_bias: bool, with_gate: bool) -> None:
     x, weight, bias, down, up, gate = drawn(0, (2, 3, 5), (4, 5), (4,), (2, 5), (2, 4), (2,))
     learned = [t.requires_grad_() for t in (x, down, up, gate)]
 
     def f(x: Tensor, down: Tensor, up: Tensor, gate: Tensor) -> Tensor:
         fixed = bias if with_bias else None
-        return (
-            lora_linear(x, weight, fixed, down, up, gate if with_gate else None, scale=0.7) + 0 * gate.sum()
-        )
+        return lora_linear(x, weight, fixed, down, up, gate if with_gate else None, scale=0.7) + 0 * gate.sum()
 
     assert torch.autograd.gradcheck(f, learned)
 
@@ -113,16 +109,12 @@ def test_second_derivative_is_refused() -> None:
 
 
 def test_autocast_computes_in_its_type_and_returns_gradients_in_theirs() -> None:
-    x, weight, bias, down, up, gate = drawn(
-        7, (7, 6), (5, 6), (5,), (3, 6), (3, 5), (3,), dtype=torch.float32
-    )
+    x, weight, bias, down, up, gate = drawn(7, (7, 6), (5, 6), (5,), (3, 6), (3, 5), (3,), dtype=torch.float32)
     learned = [t.requires_grad_() for t in (x, down, up, gate)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = lora_linear(x, weight, bias, down, up, gate)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        y.float(), written_out(x, weight, bias, down, up, gate, 1.0), rtol=0.1, atol=0.1
-    )
+    torch.testing.assert_close(y.float(), written_out(x, weight, bias, down, up, gate, 1.0), rtol=0.1, atol=0.1)
     torch.autograd.backward(y.float().sum())
     assert [t.grad.dtype for t in learned if t.grad is not None] == [torch.float32] * 4
 
