@@ -19,8 +19,8 @@ from clgym.runner import folder_of, versions
 
 DOCS = Path(__file__).parents[1] / "docs"
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
-LADDER = (5e-4, 1e-3, 2e-3, 4e-3)
-TUNED = ("sequential_lora", "replay", "codyra", "joint")
+LADDER = (2.5e-4, 5e-4, 1e-3, 2e-3)
+TUNED = ("sequential_lora", "replay", "codyra")
 CONTROLS = {"codyra": ({"gates": "random"}, {"prox": "released"})}
 Job = tuple[str, int, tuple[tuple[str, object], ...]]
 
@@ -60,7 +60,7 @@ def main() -> None:
     ladder = [(agent, TUNING_SEED, (("lr", lr),)) for agent in TUNED for lr in LADDER]
     tuned = dict(zip([(a, s[0][1]) for a, _, s in ladder], all_of(ladder), strict=True))
     best = {a: max(LADDER, key=lambda lr, a=a: tuned[a, lr].metrics["average_accuracy"] or 0) for a in TUNED}  # type: ignore[misc]
-    settled: list[tuple[str, tuple[tuple[str, object], ...]]] = [("zero_shot", ())]
+    settled: list[tuple[str, tuple[tuple[str, object], ...]]] = [("zero_shot", ()), ("joint", ())]
     settled += [(agent, (("lr", best[agent]),)) for agent in TUNED]
     settled += [(a, (*sorted(more.items()), ("lr", best[a]))) for a, extra in CONTROLS.items() for more in extra]
     records = all_of([(agent, seed, tuple(sorted(s))) for agent, s in settled for seed in SEEDS])

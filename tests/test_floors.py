@@ -16,8 +16,8 @@ FLOORS = (
     {"errors", "events", "kernels"},
     {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
     {
-        *("agent", "backbones", "checkpoint", "conformance", "folder", "hub", "images", "learner", "lookahead"),
-        *("lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "worlds"),
+        *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "learner"),
+        *("lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "tuning", "worlds"),
     },
     {"agents", "env", "scenarios"},
     {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
