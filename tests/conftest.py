@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,14 @@ def toy() -> Callable[..., ContinualEnv]:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Keep torch to one thread: tests run side by side."""
+    """Keep torch to one thread, here and in processes that tests start: tests run side by side."""
     import torch
 
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Leave the user's downloads and caches alone."""
+    os.environ["CLGYM_DATA"] = str(tmp_path_factory.mktemp("data"))
