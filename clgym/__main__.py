@@ -239,10 +239,14 @@ def _finish_run(done: dict[Path, RunRecord], quiet: bool, as_json: bool) -> None
 
 
 @verb
-def score(runs: Runs, as_json: AsJson = False) -> None:
+def score(
+    runs: Runs,
+    joint: Annotated[Path | None, typer.Option(help="Runs of a joint agent, for intransigence.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Recompute every number of runs from their predictions, and compare with what was recorded."""
     from clgym.leaderboard.table import rich_tables, summarise
-    from clgym.rescore import finished, rescored
+    from clgym.rescore import finished, joint_reference, rescored
 
     done, waiting = finished(runs)
     for folder in waiting:
@@ -250,7 +254,8 @@ def score(runs: Runs, as_json: AsJson = False) -> None:
     reports = {}
     for folder, record in done.items():
         note(f"Scoring {folder}")
-        reports[folder] = rescored(folder, record)
+        references = {} if joint is None else {"joint": joint_reference([joint], record)}
+        reports[folder] = rescored(folder, record, **references)
     rows = summarise(done.values())
     payload = {
         "runs": [
@@ -260,7 +265,7 @@ def score(runs: Runs, as_json: AsJson = False) -> None:
     }
     if len(reports) == 1:
         ((folder, report),) = reports.items()
-        ids = find("scenarios", done[folder].scenario).spec.metrics
+        ids = (*find("scenarios", done[folder].scenario).spec.metrics, *(["intransigence"] if joint else []))
         title = f"{rows[0].table} · {rows[0].label} · seed {rows[0].seeds[0]}"
         emit(
             payload,

@@ -167,18 +167,19 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
             "scorer": self.scorer.get_state(),
         }
 
-    def rescore(self, predictions: Mapping[str, Array]) -> Report:
+    def rescore(self, predictions: Mapping[str, Array], **references: Any) -> Report:
         """Score a log of predictions anew with this lifetime's labels.
 
         Args:
             predictions: The columns of ``predictions.parquet``; only ``point``, ``task``, ``question`` and
                 ``prediction`` are read.
+            **references: Reference runs, as in :func:`clgym.metrics.scores`.
 
         Raises:
             RecordError: A row names a point, task or question that this stream does not have.
         """
         self._playing()
-        return self.scorer.rescore(predictions)
+        return self.scorer.rescore(predictions, **references)
 
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""

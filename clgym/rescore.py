@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
@@ -50,8 +52,29 @@ def finished(paths: Sequence[Path]) -> tuple[dict[Path, RunRecord], list[Path]]:
     return done, waiting
 
 
-def rescored(folder: Path, record: RunRecord) -> Report:
+def joint_reference(paths: Sequence[Path], record: RunRecord) -> npt.NDArray[np.float64]:
+    """Return what a jointly trained model reaches on each task once it is due, float64 ``(T,)``, for intransigence.
+
+    Args:
+        paths: Runs of a joint agent, or folders above some.
+        record: The run to compare; the reference is that of the same stream and seed.
+
+    Raises:
+        RecordError: None of the runs is of that stream and seed.
+    """
+    for reference in finished(paths)[0].values():
+        if reference.fingerprints.get("stream") == record.fingerprints.get("stream"):
+            return reference.matrix[1:].diagonal()
+    raise RecordError(
+        f"Expected a reference run on the stream of {record.scenario} with seed {record.seed} under "
+        f"{', '.join(map(str, paths))}; got none. Run the joint agent with that seed and those settings."
+    )
+
+
+def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
     """Score the predictions of a run with the labels of its scenario, and compare with its matrix.
+
+    ``references`` are as in :func:`clgym.metrics.scores`.
 
     Raises:
         RecordError: The predictions are missing, or do not give the matrix in ``run.json``, or the scenario
@@ -73,7 +96,7 @@ def rescored(folder: Path, record: RunRecord) -> Report:
     try:
         env.reset(seed=record.seed)
         _check_stream(folder, record, env.fingerprints())
-        report = env.rescore(predictions)
+        report = env.rescore(predictions, **references)
     finally:
         made.close()
     _check_matrix(folder, record, report)

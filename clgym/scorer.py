@@ -155,8 +155,10 @@ class Scorer:
         extra = {"probes": self.probes(), "prequential": self.online(), "sizes": sizes, **references}
         return Report(self.tasks, R, scores(R, **{k: v for k, v in extra.items() if v is not None}))
 
-    def rescore(self, predictions: Mapping[str, Array]) -> Report:
+    def rescore(self, predictions: Mapping[str, Array], **references: Any) -> Report:
         """Return the report of a log of predictions; nothing that was counted here is used.
+
+        ``references`` are as in :func:`clgym.metrics.scores`.
 
         Raises:
             RecordError: A row names a point, task or question that the stream does not have.
@@ -175,7 +177,7 @@ class Scorer:
         again = Scorer(self.tasks, self._labels, self.points, 0)
         np.add.at(again._asked, (point, task), 1)
         np.add.at(again._right, (point, task), predictions["prediction"] == label)
-        return again.report()
+        return again.report(**references)
 
     def get_state(self) -> dict[str, Array]:
         """Return what has been answered so far."""

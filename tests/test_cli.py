@@ -211,6 +211,22 @@ def test_score_of_one_run_shows_its_matrix(one: Path) -> None:
     assert "Forgetting (F)" in shown
 
 
+def test_score_against_a_joint_run(one: Path, tmp_path: Path) -> None:
+    loaded("run", "CLIP-MTIL-v0", "--agent", "joint", *SMALL, "--out", tmp_path / "joint")
+    (run,) = loaded("score", one, "--joint", tmp_path / "joint")["runs"]
+    (folder,) = (path.parent for path in (tmp_path / "joint").rglob("run.json"))
+    own, joint = (RunRecord.load(f).matrix[1:].diagonal() for f in (one, folder))
+    assert run["metrics"]["intransigence"] == pytest.approx((joint - own).mean())
+    assert "Intransigence" in cli("score", one, "--joint", tmp_path / "joint").stdout
+
+
+def test_score_against_a_joint_run_of_another_stream(runs: Path, one: Path) -> None:
+    other = runs / "CLIP-MTIL-v0,steps=1,tasks=2" / "zero_shot-v0" / "seed-1"
+    result = cli("score", one, "--joint", other, exit_code=5)
+    assert "Expected a reference run on the stream of CLIP-MTIL-v0 with seed 0 under" in said(result)
+    assert "Run the joint agent with that seed and those settings." in said(result)
+
+
 def test_score_names_the_file_that_does_not_agree(one: Path) -> None:
     record = RunRecord.load(one)
     rows = [list(row) for row in record.R]
