@@ -145,7 +145,7 @@ SMALL_OBJECTS = Kind(
 TEXTURES = Kind(
     "textures",
     "DTD",
-    "Patterns that fill the picture; half of the names are words of the pre-training, half are not.",
+    "Patterns that fill the picture; five of the eight are in no picture of the pre-training.",
     ("a photo of a {} texture.", "a close view of a {} surface."),
     (
         ("pattern", ("lined", "dotted", "checked", "wavy", "woven", "cracked", "cloudy", "ringed")),

@@ -93,10 +93,12 @@ def test_no_class_is_among_the_captioned_pictures(kind: tables.Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in tables.KINDS if kind.attributes], ids=lambda kind: kind.name)
-def test_every_value_is_among_the_captioned_pictures_and_classes_differ(kind: tables.Kind) -> None:
+def test_every_value_but_five_textures_is_captioned_and_classes_differ(kind: tables.Kind) -> None:
     drawn = captions.sample_combinations(kind, np.random.default_rng(0), 2000)
-    for column, (attribute, values) in enumerate(kind.attributes):
-        assert set(drawn[:, column]) == set(range(len(values))), attribute
+    unseen = {"lined", "dotted", "checked", "woven", "cracked"} if kind.name == "textures" else set()
+    for column, (_, values) in enumerate(kind.attributes):
+        seen = {values[i] for i in drawn[:, column]}
+        assert set(values) - seen == unseen & set(values)
     classes = kind.combinations()
     for i, one in enumerate(classes):
         for other in classes[i + 1 :]:

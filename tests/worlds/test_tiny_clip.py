@@ -94,13 +94,12 @@ def test_contrastive_loss_by_hand() -> None:
 
 def test_pretraining_runs_writes_what_load_reads_and_repeats(tmp_path: Path) -> None:
     settings = {"steps": 3, "pairs": 16, "images": 100, "seed": 1, "rate": 1e-3}
-    hashes = []
-    for name in ("a.safetensors", "b.safetensors"):
-        model, loss = pretrain.train(steps=3, pairs=16, images=100, seed=1, rate=1e-3)
-        description = pretrain.write(model, tmp_path / name, settings)
-        assert np.isfinite(loss)
-        hashes.append(description["sha256"])
-    assert hashes[0] == hashes[1]
+    model, loss = pretrain.train(steps=3, pairs=16, images=100, seed=1, rate=1e-3)
+    again, same = pretrain.train(steps=3, pairs=16, images=100, seed=1, rate=1e-3)
+    assert np.isfinite(loss)
+    assert loss == same
+    pretrain.write(model, tmp_path / "a.safetensors", settings)
     loaded, _ = tiny_clip.load(tmp_path / "a.safetensors")
-    assert loaded.logit_scale.item() == pytest.approx(model.logit_scale.item())
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
     assert json.loads((tmp_path / "a.json").read_text())["training"] == settings
