@@ -1,0 +1,243 @@
+"""MoRA: each task adds rank-1 experts that answer by themselves to the inputs they know; none is ever merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clgym.agent import AgentSpec, Footprint, Setup
+from clgym.backbones import Encoders
+from clgym.errors import SettingError
+from clgym.events import TaskStart, Train
+from clgym.learner import Learner, learning_rate
+from clgym.lora import LoRALinear, LoRASet
+
+
+def activations(responses: Tensor, topk: int, temperature: float, delta: float | None = None) -> Tensor:
+    """Return how far each rank-1 expert is active, from the experts' own responses.
+
+    The scores are ``s = p / |p|_2`` over the experts. The softmax of ``s / temperature`` is taken among the
+    ``topk`` largest, signed; of equal scores the one of lower index comes first (arXiv:2506.21035).
+
+    Args:
+        responses: ``p = A x``, ``(..., R)``.
+        topk: Most experts active at once.
+        temperature: Of the softmax, above 0; lower is sparser.
+        delta: At evaluation, experts of a lower score are silenced and the others stay as they are.
+
+    Returns:
+        ``(..., R)``, not negative; without ``delta`` each row sums to 1.
+
+    Example:
+        >>> activations(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0).round(decimals=4)
+        tensor([0.6457, 0.0000, 0.3543])
+        >>> activations(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0, delta=0.5).round(decimals=4)
+        tensor([0.6457, 0.0000, 0.0000])
+    """
+    scores = F.normalize(responses.float(), dim=-1)
+    if topk < scores.shape[-1]:
+        chosen = largest(scores.detach(), topk)
+        among = (scores.gather(-1, chosen) / temperature).softmax(dim=-1)
+        active = torch.zeros_like(scores).scatter(-1, chosen, among)
+    else:
+        active = (scores / temperature).softmax(dim=-1)
+    return active if delta is None else active.masked_fill(scores < delta, 0.0)
+
+
+def largest(scores: Tensor, k: int) -> Tensor:
+    """Return where the ``k`` largest of each row are, int64 ``(..., k)``; of equal ones the first.
+
+    >>> largest(torch.tensor([1.0, 2.0, 1.0, 1.0]), 2).tolist()
+    [1, 0]
+    """
+    values, chosen = scores.topk(k, dim=-1)
+    least = values[..., -1:]
+    # Of values that are equal, topk takes any; a stable sort takes the first, but takes longer.
+    if ((scores == least).sum(-1) > (values == least).sum(-1)).any():
+        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return chosen
+
+
+class ExpertLinear(nn.Module):
+    """A frozen linear layer beside a bank of frozen rank-1 experts and the fresh ones of a branch.
+
+    ``y = W x + b + B (a * p)`` with ``p = A x`` and ``a = activations(p)``: the value of an expert is
+    multiplied by its raw response. ``A`` and ``B`` hold the experts of all tasks, oldest first; those of old
+    tasks are one tensor each. In training mode ``delta`` is not applied.
+
+    Args:
+        fresh: The adapted layer; its branch holds the experts in training.
+        topk: See :func:`activations`.
+        temperature: See :func:`activations`.
+        delta: See :func:`activations`.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, fresh: LoRALinear, topk: int, temperature: float, delta: float) -> None:
+        """Start with an empty bank."""
+        super().__init__()
+        self.fresh = fresh
+        self.topk, self.temperature, self.delta = topk, temperature, delta
+        self.register_buffer("keys", fresh.A.detach().new_empty(0, fresh.A.shape[1]))  # (R - r, in)
+        self.register_buffer("values", fresh.Bt.detach().new_empty(0, fresh.Bt.shape[1]))  # (R - r, out)
+        self.eval()
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight ``(out, in)``; models ask their layers for its dtype."""
+        return self.fresh.weight
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Append the fresh experts to the bank, as copies."""
+        self.keys = torch.cat([self.keys, self.fresh.A])
+        self.values = torch.cat([self.values, self.fresh.Bt])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        p = torch.cat([F.linear(x, self.keys), F.linear(x, self.fresh.A)], dim=-1)  # (..., R)
+        a = activations(p, self.topk, self.temperature, None if self.training else self.delta)
+        h = a * p
+        old, new = h[..., : len(self.keys)], h[..., len(self.keys) :]
+        # The bank takes no gradient, so the two products are apart.
+        y: Tensor = self.fresh.base(x) + (old @ self.values + new @ self.fresh.Bt)
+        return y
+
+
+def add_experts(lora: LoRASet, topk: int, temperature: float, delta: float) -> dict[str, ExpertLinear]:
+    """Put an :class:`ExpertLinear` in the place of each adapted layer, and return them by name."""
+    made = {name: ExpertLinear(layer, topk, temperature, delta) for name, layer in lora.layers}
+    for name, layer in made.items():
+        parent, _, last = name.rpartition(".")
+        setattr(lora.model.get_submodule(parent), last, layer)
+    return made
+
+
+class MoRA(Learner):
+    """Mixture of self-activated rank-1 experts (MoRA, later MoRAM; arXiv:2506.21035).
+
+    Each task adds ``r`` rank-1 experts to every adapted layer. An expert is a key ``A_i``, a value ``B_i``,
+    and answers by ``p_i = A_i x``; the largest of the normalised responses decide who is active, see
+    :class:`ExpertLinear`. There is no router and no task id; experts of old tasks are frozen, compete with the
+    new ones in training too, and are never merged. At evaluation an expert of a score below ``delta`` is
+    silent, and where all are, the answer is the frozen model's.
+
+    Args:
+        setup: What is known of the stream.
+        r: Experts that a task adds to every layer.
+        topk: Most experts active for one token; at least 2, and less than 2 is 2.
+        temperature: Of the softmax over scores.
+        delta: Least score of an active expert at evaluation; scores shrink as the bank grows.
+        lr: Peak learning rate of AdamW; ``None`` is 5e-4 on a real model and 2e-3 on the tiny CLIP.
+        text_to_image: Weight of the text-to-image term.
+        targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
+        ensemble: Average a class's text features over all its templates when answering.
+
+    Raises:
+        SettingError: A setting is out of range.
+    """
+
+    spec = AgentSpec(
+        id="mora-v0",
+        title="MoRA",
+        paper="arXiv:2506.21035",
+        code="github.com/Artificer-AI-Lab/MoRAM@aaa51d8",
+        family="architecture",
+        departs=(
+            "Text rows of old classes are not encoded: the released loss masks or zeroes every term they stand in, and "
+            "counts them in one average. Of equal scores the lower index is taken. On the tiny CLIP the learning rate "
+            "is its own."
+        ),
+        mergeable=False,
+    )
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        r: int = 16,
+        topk: int = 16,
+        temperature: float = 0.01,
+        delta: float = 0.2,
+        lr: float | None = None,
+        text_to_image: float = 1.0,
+        targets: Encoders = "all",
+        ensemble: bool = True,
+    ) -> None:
+        """Put fresh experts on the backbone; they change nothing yet."""
+        super().__init__(
+            setup, lr=learning_rate(lr, setup, real=5e-4, tiny=2e-3), betas=(0.9, 0.9999), ensemble=ensemble
+        )
+        if temperature <= 0 or topk < 1:
+            raise SettingError(
+                f"Expected temperature above 0 and topk of 1 or more; got {temperature} and {topk}. "
+                "The paper has 0.01 and 16."
+            )
+        self.text_to_image = text_to_image
+        self.lora = self.adapt(r=r, targets=targets)
+        self.experts = add_experts(self.lora, max(topk, 2), temperature, delta)
+        self.tasks, self.old_classes = 0, 0
+
+    def begin(self, task: TaskStart) -> Sequence[nn.Parameter]:
+        """Freeze what the last task trained, and draw fresh experts."""
+        assert self.lora is not None
+        if self.tasks:
+            for layer in self.experts.values():
+                layer.freeze()
+            self.lora.reset(self.generator)
+        self.tasks += 1
+        return [self.lora.arena()]
+
+    def learn(self, event: Train) -> None:
+        """Take one step, without the threshold ``delta``."""
+        self._train(True)
+        super().learn(event)
+        self._train(False)
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return ``CE(image -> current text) + CE(text -> image)``, the second averaged over old and new rows."""
+        texts = self.training_texts(self._now().prompts)
+        logits = self.logits(images, texts)  # (B, C)
+        loss = F.cross_entropy(logits, targets)
+        if self.text_to_image:
+            match = F.one_hot(targets, len(texts)).T  # (C, B)
+            # Rows of old and of absent classes match no image of the batch: they only count in the average.
+            rows = self.old_classes + len(texts)
+            loss = loss - self.text_to_image * (match * logits.T.log_softmax(dim=1)).sum() / rows
+        return loss
+
+    def end(self) -> None:
+        """Count the classes learned."""
+        self.old_classes += len(self._now().classes)
+
+    def footprint(self) -> Footprint:
+        """Count the experts of the task at hand as trained, and those of all tasks as kept and used."""
+        assert self.lora is not None
+        kept = self.tasks * self.lora.trainable_count
+        return Footprint(self.lora.trainable_count, kept, kept)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the experts and the counts; the frozen weights never change."""
+        assert self.lora is not None
+        counts = {"tasks": torch.tensor(self.tasks), "old_classes": torch.tensor(self.old_classes)}
+        bank = {f"{name}.keys": layer.keys for name, layer in self.experts.items()}
+        bank |= {f"{name}.values": layer.values for name, layer in self.experts.items()}
+        return self.lora.named_tensors() | bank | counts
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what :meth:`tensors` returned."""
+        assert self.lora is not None
+        self.tasks, self.old_classes = int(tensors.pop("tasks")), int(tensors.pop("old_classes"))
+        for name, layer in self.experts.items():
+            layer.keys = tensors.pop(f"{name}.keys").to(self.device)
+            layer.values = tensors.pop(f"{name}.values").to(self.device)
+        self.lora.load_tensors(tensors)
+
+    def _train(self, mode: bool) -> None:
+        for layer in self.experts.values():
+            layer.train(mode)
