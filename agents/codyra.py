@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Setup
-from clgym.backbones import Encoders
+from clgym.attention import Encoders
 from clgym.errors import SettingError
 from clgym.events import TaskStart
 from clgym.learner import Learner, learning_rate
@@ -97,7 +97,7 @@ class CoDyRA(Learner):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return ``CE(image -> current text) + CE(text -> image)``, the second averaged over old and new rows."""
-        texts = self.training_texts(self._now().prompts)
+        texts = self.training_rows(self._now().prompts)
         logits = self.logits(images, texts)  # (B, C)
         loss = F.cross_entropy(logits, targets)
         if self.text_to_image:

@@ -14,16 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clgym import backbones
-from clgym.backbones import (
-    EMBEDDED,
-    ClipBackbone,
-    Encoders,
-    UnfoldedAttention,
-    download_backbone,
-    load_clip,
-    lora_targets,
-    unfold_attention,
-)
+from clgym.attention import Encoders, UnfoldedAttention, lora_targets, unfold_attention
+from clgym.backbones import EMBEDDED, ClipBackbone, download_backbone, load_clip
 from clgym.errors import NotRegisteredError, SettingError, SourceMissingError
 from clgym.lora import adapt
 from clgym.worlds import tiny_clip

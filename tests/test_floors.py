@@ -16,8 +16,9 @@ FLOORS = (
     {"errors", "events", "kernels"},
     {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
     {
-        *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "learner"),
-        *("lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "tuning", "worlds"),
+        *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
+        *("images", "learner", "lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources"),
+        *("tuning", "vit", "worlds"),
     },
     {"agents", "env", "scenarios"},
     {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},

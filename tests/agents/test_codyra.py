@@ -143,7 +143,7 @@ def test_loss_against_its_definition() -> None:
         loss = agent.loss(images, targets)
         assert agent.task is not None
         z = agent.backbone.encode_images(images)
-        t = agent.backbone.encode_texts([p[0] for p in agent.task.prompts])
+        t = agent.clip.encode_texts([p[0] for p in agent.task.prompts])
         s = agent.scale
         to_text = F.cross_entropy(s * z @ t.T, targets)
         rows = [

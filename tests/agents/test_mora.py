@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import clgym
 from clgym.agents.mora import ExpertLinear, MoRA, activations
-from clgym.backbones import load_clip, unfold_attention
+from clgym.attention import unfold_attention
+from clgym.backbones import load_clip
 from clgym.errors import SettingError
 from clgym.events import Query, TaskEnd, TaskStart, Train
 from clgym.lora import LoRALinear
@@ -178,7 +179,7 @@ def test_above_every_score_the_model_is_the_frozen_one() -> None:
     images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(agent.backbone.encode_images(images), plain.encode_images(images))
-        assert torch.equal(agent.backbone.encode_texts(["a cat"]), plain.encode_texts(["a cat"]))
+        assert torch.equal(agent.clip.encode_texts(["a cat"]), plain.encode_texts(["a cat"]))
         for at in agent.experts.values():
             at.delta = -1.0
         assert not torch.allclose(agent.backbone.encode_images(images), plain.encode_images(images), atol=1e-3)
@@ -217,7 +218,7 @@ def test_loss_against_its_definition() -> None:
         loss = agent.loss(images, targets)
         assert agent.task is not None
         z = agent.backbone.encode_images(images)
-        t = agent.backbone.encode_texts([p[0] for p in agent.task.prompts])
+        t = agent.clip.encode_texts([p[0] for p in agent.task.prompts])
         to_text = F.cross_entropy(agent.scale * z @ t.T, targets)
         rows = -(agent.scale * t @ z.T).log_softmax(1)[targets, torch.arange(len(targets))]
         # Three more rows, of old classes, are zero and count in the average.
