@@ -12,18 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the ground up; a file may import from its own floor and those below it.
-FLOORS = (
-    {"errors", "events", "kernels"},
-    {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
-    {
-        *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
-        *("images", "learner", "lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources"),
-        *("tuning", "vit", "worlds"),
-    },
-    {"agents", "env", "scenarios"},
-    {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
-    {"leaderboard", "rescore", "runner"},
-    {"__init__", "__main__", "console", "doctor", "fetch", "gallery", "jobs"},
+FLOORS = tuple(
+    set(names.split())
+    for names in (
+        "errors events kernels",
+        "anytime formulary metrics ops record spaces",
+        "agent attention backbones checkpoint conformance contrast distil folder frozen head hub images learner "
+        "lookahead lora memory plan plots scenario scorer sources tuning vit worlds",
+        "agents env scenarios",
+        "agent_rules callbacks check registry scenario_rules settings",
+        "leaderboard rescore runner",
+        "__init__ __main__ console doctor fetch gallery jobs",
+    )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
