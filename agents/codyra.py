@@ -55,8 +55,8 @@ class CoDyRA(Learner):
             "start one step after the level first rises, as in the code. Text rows of old classes are not encoded: "
             "the released loss masks or zeroes every term they stand in, and counts them in one average. The stored "
             "(A, B) history, which the code never reads, is left out. The last task is merged at its end; outputs "
-            "are the same. On the tiny CLIP the text-to-image term has a fifth of its weight, which keeps its proportion "
-            "to the first term: it grows with images per class of a batch."
+            "are the same. On the tiny CLIP the text-to-image term has a fifth of its weight, which keeps its "
+            "proportion to the first term: it grows with images per class of a batch."
         ),
     )
 

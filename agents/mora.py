@@ -152,8 +152,8 @@ class MoRA(Learner):
         departs=(
             "Text rows of old classes are not encoded: the released loss masks or zeroes every term they stand in, and "
             "counts them in one average. Of equal scores the lower index is taken. On the tiny CLIP the learning rate "
-            "is its own, and the text-to-image term has a fifth of its weight, which keeps its proportion to the first: "
-            "it grows with images per class of a batch."
+            "is its own, and the text-to-image term has a fifth of its weight, which keeps its proportion to the first "
+            "term: it grows with images per class of a batch."
         ),
         mergeable=False,
     )
