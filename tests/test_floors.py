@@ -16,7 +16,7 @@ FLOORS = (
     {"errors", "events", "kernels"},
     {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
     {
-        *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "learner"),
+        *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "labels", "learner"),
         *("lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "tuning", "worlds"),
     },
     {"agents", "env", "scenarios"},
