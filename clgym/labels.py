@@ -1,11 +1,14 @@
-"""Which classes may be answered when, and what a label is called among them."""
+"""Which classes may be answered when, what a label is called among them, and names that tell domains apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from clgym.errors import SourceError
 from clgym.events import IntArray
 from clgym.scenario import Task, Teaching
 
@@ -46,10 +49,10 @@ class LabelSpace:
             known.append(len(prompts))
         number = {name: i for i, name in enumerate(prompts)}
         self._merged = [np.array([number[name] for name in task.classes], np.int64) for task in tasks]
-        names, texts = tuple(prompts), tuple(prompts.values())
-        self._seen = tuple((names[:k], texts[:k]) for k in known)
+        names, templates = tuple(prompts), tuple(prompts.values())
+        self._seen: tuple[Shown, ...] = tuple((names[:k], templates[:k]) for k in known)
         alone = self._labels == "task"
-        self._tasks = tuple(
+        self._tasks: tuple[Shown, ...] = tuple(
             (task.classes, task.prompts if alone else tuple(prompts[name] for name in task.classes)) for task in tasks
         )
         own = [task.own or len(task.classes) for task in tasks]
@@ -80,3 +83,43 @@ class LabelSpace:
         """Return a task's labels as indices into the candidates of any question about it."""
         moved: IntArray = labels if self._labels == "task" else self._merged[task][labels]
         return moved
+
+
+def distinct(tasks: Sequence[Task], words: Mapping[str, str]) -> list[Task]:
+    """Return the tasks with class names that differ between them, capitals aside.
+
+    Args:
+        tasks: The domains.
+        words: For a domain, by name, what it appends to the class names that it shares with another.
+
+    Raises:
+        SourceError: Names are shared, and a domain that has one has no word.
+    """
+    shared = _shared(tasks)
+    renamed = [_appended(task, words[task.name], frozenset(shared)) if task.name in words else task for task in tasks]
+    if left := _shared(renamed):
+        some = "; ".join(f"{name!r} in {' and '.join(of)}" for name, of in list(left.items())[:5])
+        raise SourceError(
+            f"Expected class names that differ between domains; got {len(left)} shared: {some}. "
+            "Rename the class in all but one domain, such as 'crane bird' for 'crane'."
+        )
+    return renamed
+
+
+def _shared(tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """Return the class names in lower case that several tasks have, with the tasks' names."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for task in tasks:
+        for name in task.classes:
+            owners[name.casefold()].append(task.name)
+    return {name: of for name, of in owners.items() if len(of) > 1}
+
+
+def _appended(task: Task, word: str, shared: frozenset[str]) -> Task:
+    """Return the task with a word after each shared class name, in the prompts too unless it stands there already."""
+    classes, prompts = [], []
+    for name, texts in zip(task.classes, task.prompts, strict=True):
+        new = f"{name} {word}" if name.casefold() in shared else name
+        classes.append(new)
+        prompts.append(tuple(text if new in text else text.replace(name, new, 1) for text in texts))
+    return replace(task, classes=tuple(classes), prompts=tuple(prompts))

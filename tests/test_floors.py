@@ -17,6 +17,7 @@ FLOORS = (
     {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
     {
         *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "labels", "learner"),
+        *("hub_sets", "increments", "parts", "variants"),
         *("lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "tuning", "worlds"),
     },
     {"agents", "env", "scenarios"},
