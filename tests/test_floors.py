@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a file may import from its own floor and those below it.
 FLOORS = (
     {"errors", "events", "kernels"},
-    {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
+    {"anytime", "formulary", "metrics", "ops", "record", "references", "spaces"},
     {
         *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
         *("images", "learner", "lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources"),
