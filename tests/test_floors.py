@@ -21,8 +21,11 @@ FLOORS = (
     },
     {"agents", "env", "scenarios"},
     {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
-    {"leaderboard", "rescore", "runner"},
-    {"__init__", "__main__", "console", "doctor", "fetch", "gallery", "jobs"},
+    {"grid", "ladder", "leaderboard", "rescore", "runner", "sweep", "sweep_here", "sweep_ray", "worker"},
+    {
+        *("__init__", "__main__", "board", "console", "doctor", "fetch", "gallery", "jobs", "options"),
+        *("run_verb", "sweep_verb"),
+    },
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
