@@ -17,6 +17,7 @@ from clgym.lookahead import Lookahead
 from clgym.plan import Plan, Step, batch_index, plan
 from clgym.scenario import Scenario, Task
 from clgym.scorer import Report, Scorer
+from clgym.seeds import Entropies, StreamSeeds, next_entropy
 from clgym.spaces import AnswerSpace, EventSpace, fault_of_scores
 
 
@@ -25,6 +26,7 @@ class _Lifetime:
     """What one reset draws: the tasks in order, the plan, sample ids and question order."""
 
     entropy: int
+    drawn: Entropies
     tasks: tuple[Task, ...]
     plan: Plan
     ids: tuple[IntArray, ...]
@@ -42,17 +44,18 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
     Args:
         scenario: What to play.
         render_mode: ``"ansi"``: one line for the last event; ``"rgb_array"``: the accuracy matrix so far.
+        seeds: Which of the stream's generators have a seed of their own; ``None``: none has.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(self, scenario: Scenario, render_mode: str | None = None) -> None:
+    def __init__(self, scenario: Scenario, render_mode: str | None = None, seeds: StreamSeeds | None = None) -> None:
         """Read the settings; no data is loaded before ``reset``."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise SettingError(
                 f"Expected render_mode to be None, 'ansi' or 'rgb_array'; got {render_mode!r}. Choose one of these."
             )
-        self.scenario, self.render_mode = scenario, render_mode
+        self.scenario, self.render_mode, self.seeds = scenario, render_mode, seeds or StreamSeeds()
         self.teaching = scenario.teaching
         self.observation_space = EventSpace(scenario.shape)
         self.action_space = AnswerSpace(scenario.classes)
@@ -77,7 +80,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
             raise SettingError(f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others.")
         state = (options or {}).get("resume")
         if state is None:
-            self._start(int(self.np_random.integers(2**63)))
+            self._start(next_entropy(self.np_random))
             self._position = 0
         else:
             self._resume(state)
@@ -148,7 +151,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         stream = json.dumps(
             [
                 asdict(self.teaching),
-                str(life.entropy),
+                str(life.drawn),
                 [[t.name, t.classes, t.prompts, len(t.train), len(t.test)] for t in life.tasks],
             ]
         )
@@ -180,6 +183,19 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         """
         self._playing()
         return self.scorer.rescore(predictions, **references)
+
+    def held_out(self, size: int) -> Inputs:
+        """Return the inputs of the first questions of every task, without labels: the same for every agent and seed.
+
+        Args:
+            size: How many in all, shared out evenly; fewer where a task has fewer questions.
+        """
+        life = self._playing()
+        share = -(-size // len(life.tasks))
+        parts = [t.test.batch(order[:share]) for t, order in zip(life.tasks, life.questions, strict=True)]
+        if isinstance(parts[0], tuple):
+            return tuple(text for part in parts for text in part)
+        return np.concatenate(parts)  # type: ignore[arg-type]
 
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""
@@ -223,9 +239,10 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return {"position": self._position, "length": self.length}
 
     def _start(self, entropy: int) -> None:
-        """Draw a lifetime: order, few-shot samples, ids and batches all follow from ``entropy``."""
+        """Draw a lifetime: all follows from ``entropy``, but for generators with a seed of their own."""
         self.close()
-        rng = np.random.default_rng([entropy, 0])
+        drawn = self.seeds.drawn(entropy)
+        rng = drawn.ordering()
         tasks = tuple(self.scenario.tasks(rng))
         laid = plan([len(t.train) for t in tasks], [len(t.test) for t in tasks], self.teaching)
         sizes = [len(t.train) for t in tasks]
@@ -235,7 +252,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         names = tuple(name for t in tasks for name in t.classes)
         prompts = tuple(p for t in tasks for p in t.prompts)
         offsets = tuple(np.cumsum([0, *(len(t.classes) for t in tasks)])[:-1].tolist())
-        self._life = _Lifetime(entropy, tasks, laid, tuple(ids), questions, (names, prompts), offsets)
+        self._life = _Lifetime(entropy, drawn, tasks, laid, tuple(ids), questions, (names, prompts), offsets)
         union = self.teaching.labels == "union"
         labels = [
             t.test.targets[order] + (offset if union else 0)
@@ -320,7 +337,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return Query(inputs, names, prompts, wants, shown)
 
     def _index(self, life: _Lifetime, step: Step) -> IntArray:
-        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task))
+        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, life.drawn.batches(step.task))
 
     def _targets(self, life: _Lifetime, step: Step) -> IntArray:
         offset = life.offsets[step.task] if self.teaching.labels == "union" else 0
@@ -334,7 +351,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         task = life.tasks[step.task]
         if step.kind == "query":
             return task.test.batch(life.questions[step.task][step.start : step.stop])
-        rng = np.random.default_rng([life.entropy, 2, *step[1:3]]) if task.train.decodes else None
+        rng = life.drawn.augmentation(step.task, step.batch) if task.train.decodes else None
         return task.train.batch(self._index(life, step), rng)
 
     def _next_read(self, position: int) -> int | None:

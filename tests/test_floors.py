@@ -14,9 +14,21 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a file may import from its own floor and those below it.
 FLOORS = (
     {"errors", "events", "kernels"},
-    {"anytime", "formulary", "metrics", "ops", "record", "references", "spaces"},
+    {"anytime", "formulary", "metrics", "ops", "record", "references", "seeds", "spaces"},
     {
-        *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
+        *(
+            "agent",
+            "attention",
+            "backbones",
+            "checkpoint",
+            "conformance",
+            "device",
+            "distil",
+            "folder",
+            "frozen",
+            "head",
+        ),
+        *("hub", "inside", "whitebox"),
         *("images", "learner", "lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources"),
         *("tuning", "vit", "worlds"),
     },
