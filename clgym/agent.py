@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from clgym.errors import UnsupportedEventError
 from clgym.events import Answer, Array, End, Event, Inputs, Query, TaskEnd, TaskStart, Train
 
-EMBEDDED_VIT, TIMM = "embedded/tiny-vit", "timm/"
+EMBEDDED_CLIP, EMBEDDED_VIT, TIMM = "embedded/tiny-clip", "embedded/tiny-vit", "timm/"
 
 
 def reads_text(backbone: str) -> bool:

@@ -126,7 +126,7 @@ def answering_changes_nothing(trial: Trial) -> str:
 
 
 def looking_inside_changes_nothing(trial: Trial) -> str:
-    """``features``, ``activations`` and ``matrices`` are arrays, one row per input, and leave state and answers alone."""
+    """``features`` and ``activations`` have one row per input, and they and ``matrices`` leave the agent as it is."""
     agent, query = trial.paused
     before, answer, rows = _through_disk(agent), agent.act(query), len(query.inputs)
     features, layers = agent.features(query.inputs), agent.activations(query.inputs)

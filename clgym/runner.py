@@ -25,11 +25,12 @@ from clgym.callbacks import Callback
 from clgym.checkpoint import Patience, States
 from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
-from clgym.events import End, Event, Query, TaskEnd, TaskStart, Train
+from clgym.events import End, Event, Query, TaskEnd, Train
 from clgym.record import RunRecord, nullable, parquet, same_circumstances, same_run, sha256_of, sweep, write_atomic
-from clgym.registry import Room, find, make_agent, settings
+from clgym.registry import find, make_agent
 from clgym.registry import make as make_env
 from clgym.scorer import Report
+from clgym.settings import differing
 from clgym.whitebox import Looks
 
 LONGEST_NAME = 150  # characters of a folder's name before it is cut; file systems allow 255 bytes
@@ -90,11 +91,11 @@ def run(
         record = RunRecord(
             clgym=clgym.__version__,
             scenario=env.scenario.spec.id,
-            scenario_settings=_changed("scenarios", scenario, chosen),
+            scenario_settings=differing("scenarios", scenario, chosen),
             source=env.scenario.source,
             backbone=env.scenario.backbone,
             agent=find("agents", agent).spec.id,
-            agent_settings=_changed("agents", agent, agent_settings),
+            agent_settings=differing("agents", agent, agent_settings),
             seed=seed,
             versions=versions(),
             hardware=hardware(device, precision),
@@ -167,22 +168,6 @@ def peak_memory() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _changed(room: Room, id: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from the defaults, as JSON gives them back."""
-    defaults = settings(room, find(room, id).spec.id)
-    given = {name: _as_json(name, value) for name, value in sorted(chosen.items())}
-    return {name: v for name, v in given.items() if name not in defaults or _as_json(name, defaults[name]) != v}
-
-
-def _as_json(name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise SettingError(
-            f"Expected {name} to be a JSON value; got {value!r}. Pass a finite number, text, truth value or list."
-        ) from error
 
 
 def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord, States | None]:
@@ -258,7 +243,7 @@ class _Run:
                 for callback in self.callbacks:
                     callback.on_event(self.env, seen, reward)
                 due = time.monotonic() - saved >= self.checkpoint_seconds
-                if self._boundary(seen, event) or due or patience.asked:
+                if self._boundary(seen) or due or patience.asked:
                     self._checkpoint()
                     saved = time.monotonic()
                 if patience.asked:
@@ -330,9 +315,9 @@ class _Run:
         names = ("trainable", "stored", "added_at_inference", "sample_bytes")
         return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 
-    def _boundary(self, seen: Event, event: Event) -> bool:
+    def _boundary(self, seen: Event) -> bool:
         """Whether a task or a round of questions about all tasks just ended; tell of the latter."""
-        if not (isinstance(seen, Query) and isinstance(event, TaskStart | End)):
+        if not self.env.round_over:
             return isinstance(seen, TaskEnd)
         for callback in self.callbacks:
             callback.on_point(self.env, self.env.tasks_learned)

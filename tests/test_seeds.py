@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 import clgym
 from clgym.env import ContinualEnv
 from clgym.events import TaskStart, Train
 from clgym.registry import SHARED, make_agent, settings
-from clgym.scenario import Task
 from clgym.seeds import Entropies, StreamSeeds, agent_seed, first_entropy, next_entropy
 from clgym.settings import described
-from conftest import Toy
 
 
-class Shuffled(Toy):
-    """Draws the order of its tasks and notes what augmentation draws."""
+@pytest.fixture
+def shuffled(toy: Callable[..., ContinualEnv]) -> Callable[..., ContinualEnv]:
+    """Return a maker of streams that draw the order of their tasks, by seeds of generators."""
 
-    def tasks(self, rng: np.random.Generator) -> Sequence[Task]:
-        made = super().tasks(rng)
-        return [made[t] for t in rng.permutation(len(made))]
+    def make(**seeds: int) -> ContinualEnv:
+        env = toy(tasks=4, train=12, seeds=StreamSeeds(**seeds))
+        made = env.scenario.tasks(np.random.default_rng())
+        env.scenario.tasks = lambda rng: [made[t] for t in rng.permutation(len(made))]  # type: ignore[method-assign]
+        return env
+
+    return make
 
 
 def order_and_data(env: ContinualEnv, seed: int) -> tuple[Any, Any]:
@@ -42,10 +46,6 @@ def order_and_data(env: ContinualEnv, seed: int) -> tuple[Any, Any]:
     return (names, [task.tolist() for task in env._playing().ids]), batches
 
 
-def toy(**seeds: int) -> ContinualEnv:
-    return ContinualEnv(Shuffled(tasks=4, train=12), seeds=StreamSeeds(**seeds))
-
-
 def test_the_generators_of_a_plain_run_are_those_that_recorded_runs_had() -> None:
     # These numbers are part of every record: they may not move.
     entropy = first_entropy(0)
@@ -59,18 +59,18 @@ def test_the_generators_of_a_plain_run_are_those_that_recorded_runs_had() -> Non
     assert drawn.augmentation(3, 5).integers(2**63) == np.random.default_rng([entropy, 2, 3, 5]).integers(2**63)
 
 
-def test_a_generator_with_a_seed_of_its_own_leaves_the_other_as_it_was() -> None:
-    plain, other = order_and_data(toy(), 0), order_and_data(toy(), 7)
+def test_a_generator_with_a_seed_of_its_own_leaves_the_other_as_it_was(shuffled: Callable[..., ContinualEnv]) -> None:
+    plain, other = order_and_data(shuffled(), 0), order_and_data(shuffled(), 7)
     assert plain[0] != other[0]
     assert plain[1] != other[1]
-    assert order_and_data(toy(order_seed=7), 0) == (other[0], plain[1])
-    assert order_and_data(toy(data_seed=7), 0) == (plain[0], other[1])
-    assert order_and_data(toy(order_seed=7, data_seed=7), 0) == other
-    assert order_and_data(toy(order_seed=0, data_seed=0), 7) == plain
+    assert order_and_data(shuffled(order_seed=7), 0) == (other[0], plain[1])
+    assert order_and_data(shuffled(data_seed=7), 0) == (plain[0], other[1])
+    assert order_and_data(shuffled(order_seed=7, data_seed=7), 0) == other
+    assert order_and_data(shuffled(order_seed=0, data_seed=0), 7) == plain
 
 
-def test_a_fixed_seed_holds_for_every_lifetime() -> None:
-    env = toy(order_seed=7)
+def test_a_fixed_seed_holds_for_every_lifetime(shuffled: Callable[..., ContinualEnv]) -> None:
+    env = shuffled(order_seed=7)
     first, _ = order_and_data(env, 0)
     env.reset()
     assert [list(task) for task in env._playing().ids] == first[1]
@@ -82,10 +82,10 @@ def test_augmentation_follows_the_data_seed() -> None:
     assert drawn[7, None] == StreamSeeds().drawn(5).augmentation(1, 2).integers(2**63)
 
 
-def test_a_stream_is_known_by_what_its_generators_start_from() -> None:
+def test_a_stream_is_known_by_what_its_generators_start_from(shuffled: Callable[..., ContinualEnv]) -> None:
     prints = {}
     for seeds in ({}, {"order_seed": 7}, {"data_seed": 7}, {"order_seed": 0, "data_seed": 0}):
-        env = toy(**seeds)
+        env = shuffled(**seeds)
         env.reset(seed=0)
         prints[str(seeds)] = env.fingerprints()["stream"]
     *different, same = prints.values()
@@ -93,8 +93,8 @@ def test_a_stream_is_known_by_what_its_generators_start_from() -> None:
     assert same == different[0]
 
 
-def test_a_resumed_stream_keeps_its_seeds() -> None:
-    env, again = toy(order_seed=7), toy(order_seed=7)
+def test_a_resumed_stream_keeps_its_seeds(shuffled: Callable[..., ContinualEnv]) -> None:
+    env, again = shuffled(order_seed=7), shuffled(order_seed=7)
     env.reset(seed=0)
     again.reset(options={"resume": env.get_state()})
     assert again.task_names == env.task_names
