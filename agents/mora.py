@@ -216,6 +216,9 @@ class MoRA(Learner):
         kept = self.tasks * self.lora.trainable_count
         return Footprint(self.lora.trainable_count, kept, kept)
 
+    def matrices(self) -> None:
+        """Offer no weights: which experts act depends on the input."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the experts and the counts; the frozen weights never change."""
         assert self.lora is not None

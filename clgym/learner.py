@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,10 +15,13 @@ from torch.nn import functional as F
 from clgym.agent import Agent, Footprint, Setup
 from clgym.attention import Encoders, lora_targets, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
+from clgym.device import pick_device, pick_precision
 from clgym.errors import SettingError
-from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
+from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
 UNMET = -1e4  # logit of a class that a growing head has no row for
@@ -224,6 +226,22 @@ class Learner(Agent):
             logits[:, met] = self.logits(images, self.class_rows(known, self.ensemble)).float()
         return logits
 
+    @torch.inference_mode()
+    def features(self, inputs: Inputs) -> Array | None:
+        """Return the image encoder's features; a method that classifies others overrides this."""
+        with self.autocast:
+            return self.backbone.encode_images(self.to_device(inputs, None)[0]).float().cpu().numpy()
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        """Return the hidden units of the image encoder's feed-forward parts, see :func:`clgym.inside.listening`."""
+        with listening(self.backbone.model) as heard:
+            self.features(inputs)
+        return list(heard.values())
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return the image encoder's parameters, adapters added to them; a mixture that depends on inputs has none."""
+        return acting_weights(self.backbone.model)
+
     def training_rows(self, prompts: Prompts) -> Tensor:
         """Return a row per class ``(C, d)`` of the training templates, with gradient if texts or head learn."""
         if self.head is not None or self.text_trains:
@@ -340,33 +358,3 @@ def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -
     if lr is not None:
         return lr
     return tiny if setup.backbone.startswith("embedded/") else real
-
-
-def agent_seed(seed: int) -> int:
-    """Return the seed of an agent's own generator: the third that one seed spawns, after order and data."""
-    return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1, np.uint64)[0] >> 1)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one.
-
-    Raises:
-        SettingError: The name is unknown, or the device is not there.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"Expected device 'auto', 'cpu' or 'cuda'; got {name!r}. Choose one of these.")
-    present = torch.cuda.is_available()
-    if name == "cuda" and not present:
-        raise SettingError("Expected a CUDA device; got a machine without one. Use device 'auto' or 'cpu'.")
-    return torch.device("cuda" if present and name != "cpu" else "cpu")
-
-
-def pick_precision(name: str) -> bool:
-    """Return whether to compute in bfloat16 beside fp32 weights.
-
-    Raises:
-        SettingError: The name is unknown.
-    """
-    if name not in ("fp32", "bf16"):
-        raise SettingError(f"Expected precision 'fp32' or 'bf16'; got {name!r}. Choose one of these.")
-    return name == "bf16"
