@@ -17,9 +17,9 @@ FLOORS = tuple(
     for names in (
         "errors events kernels",
         "anytime formulary metrics ops record spaces",
-        "agent attention backbones checkpoint conformance contrast distil folder frozen head hub hub_sets images "
-        "increments labels learner lookahead lora memory parts plan plots scenario scorer sources tuning variants vit "
-        "worlds",
+        "agent attention backbones checkpoint conformance contrast distil fisher folder frozen head hub hub_sets "
+        "images increments labels learner lookahead lora memory parts plan plots scenario scorer sources tuning "
+        "variants vit worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "leaderboard rescore runner",
