@@ -16,14 +16,14 @@ FLOORS = tuple(
     set(names.split())
     for names in (
         "errors events kernels",
-        "anytime formulary metrics ops record spaces",
+        "anytime formulary metrics ops record references spaces",
         "agent attention backbones checkpoint conformance contrast distil fisher folder frozen head hub hub_sets "
-        "images increments labels learner lookahead lora memory parts plan plots scenario scorer sources tuning "
-        "variants vit worlds",
+        "images increments labels learner lookahead lora memory parts plan plots prompting scenario scorer sources "
+        "tuning variants vit worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "leaderboard rescore runner",
-        "__init__ __main__ console doctor fetch gallery jobs",
+        "grid leaderboard rescore runner sweep sweep_here sweep_ray worker",
+        "__init__ __main__ console doctor fetch gallery jobs listing",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
