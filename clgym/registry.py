@@ -77,7 +77,7 @@ def entries(room: Room) -> dict[str, Entry]:
 
 
 @cache
-def _points() -> importlib.metadata.EntryPoints:
+def _points() -> Any:
     """Return the entry points of every distribution; to read them takes as long as to read our own files."""
     return importlib.metadata.entry_points()
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import clgym
+from clgym.device import pick_device
 from clgym.errors import SettingError
 from clgym.events import Query, Train
-from clgym.learner import Learner, agent_seed, pick_device
+from clgym.learner import Learner
+from clgym.seeds import agent_seed
 
 
 def learner(agent: str = "sequential_lora", **settings: Any) -> Learner:
