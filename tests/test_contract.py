@@ -404,7 +404,7 @@ class Exhibit(Sum):
         return [np.ones((len(inputs), 3), np.float32)]
 
     def matrices(self) -> Iterable[Array] | None:
-        return [np.full((2, 2), float(self.total))]
+        return [self.total.astype(np.float64)]
 
 
 class Flat(Exhibit):
