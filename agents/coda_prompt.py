@@ -110,14 +110,14 @@ class CODAPrompt(Learner):
         loss = super().loss(images, targets)
         return loss + self.ortho * sum(map(penalty, self.parts())) if self.ortho else loss
 
-    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` of images, each with its own prompts."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Return features ``(B, embed_dim)`` of images, each with its own prompts."""
         if not self.tasks:
-            return super().logits(images, rows)
+            return super().encode(images)
         prompts = assemble(self.vit.query(images), *self.parts())
         pairs = prompts.view(*prompts.shape[:2], 2, -1).transpose(1, 2)
         with self.vit.prefixed([(self.at, pairs)]):
-            return super().logits(images, rows)
+            return super().encode(images)
 
     def footprint(self) -> Footprint:
         """Count the task's components as trained, and those of all tasks as kept and used."""

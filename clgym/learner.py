@@ -161,7 +161,11 @@ class Learner(Agent):
 
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of images over classes, see :meth:`classify`."""
-        return self.classify(self.backbone.encode_images(images), rows)
+        return self.classify(self.encode(images), rows)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, d)`` of images that the classifier reads."""
+        return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
@@ -246,9 +250,9 @@ class Learner(Agent):
 
     @torch.inference_mode()
     def features(self, inputs: Inputs) -> Array | None:
-        """Return the image encoder's features; a method that classifies others overrides this."""
+        """Return what :meth:`encode` gives, float32 ``(B, d)``."""
         with self.autocast:
-            return self.backbone.encode_images(self.to_device(inputs, None)[0]).float().cpu().numpy()
+            return self.encode(self.to_device(inputs, None)[0]).float().cpu().numpy()
 
     def activations(self, inputs: Inputs) -> Sequence[Array] | None:
         """Return the hidden units of the image encoder's feed-forward parts, see :func:`clgym.inside.listening`."""
