@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a file may import from its own floor and those below it.
 FLOORS = (
     {"errors", "events", "kernels"},
-    {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
+    {
+        *("anytime", "backend", "batching", "formulary", "gating", "lowrank", "merging", "metrics", "nf4", "ops"),
+        *("philox", "projection", "prox", "record", "spaces", "stacking"),
+    },
     {
         *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "learner"),
         *("lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "tuning", "worlds"),
