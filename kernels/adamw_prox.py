@@ -20,24 +20,24 @@ _jit: Callable[[Callable[..., None]], Any] = triton.jit
 
 @_jit
 def _adamw_kernel(
-    w: Any,
-    grad: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    step: Any,
-    n: Any,
-    start: Any,
-    stop: Any,
-    lr: Any,
-    kept1: Any,
-    new1: Any,
-    kept2: Any,
-    new2: Any,
+    w: tl.tensor,
+    grad: tl.tensor,
+    exp_avg: tl.tensor,
+    exp_avg_sq: tl.tensor,
+    step: tl.tensor,
+    n: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    lr: tl.tensor,
+    kept1: tl.tensor,
+    new1: tl.tensor,
+    kept2: tl.tensor,
+    new2: tl.tensor,
     log_beta1: tl.constexpr,
     log_beta2: tl.constexpr,
-    eps: Any,
-    decay: Any,
-    kappa: Any,
+    eps: tl.tensor,
+    decay: tl.tensor,
+    kappa: tl.tensor,
     block: tl.constexpr,
 ) -> None:
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -58,7 +58,7 @@ def _adamw_kernel(
 
 
 @_jit
-def _group_kernel(w: Any, order: Any, offsets: Any, kappa: Any, block: tl.constexpr) -> None:
+def _group_kernel(w: tl.tensor, order: tl.tensor, offsets: tl.tensor, kappa: tl.tensor, block: tl.constexpr) -> None:
     group = tl.program_id(0)
     first = tl.load(offsets + group)
     last = tl.load(offsets + group + 1)

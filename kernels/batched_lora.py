@@ -25,21 +25,23 @@ _device: Callable[[Callable[..., Any]], Any] = triton.jit  # called by kernels
 
 
 @_device
-def _load_rows(base: Any, rows: Any, columns: Any, n_rows: Any, n_columns: Any) -> Any:
+def _load_rows(
+    base: tl.tensor, rows: tl.tensor, columns: tl.tensor, n_rows: tl.tensor, n_columns: tl.tensor
+) -> tl.tensor:
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     return tl.load(base + rows.to(tl.int64)[:, None] * n_columns + columns[None, :], mask=inside, other=0.0)
 
 
 @_jit
 def _shrink_kernel(
-    x: Any,
-    a: Any,
-    index: Any,
-    s: Any,
-    tokens: Any,
-    k: Any,
-    r: Any,
-    factor: Any,
+    x: tl.tensor,
+    a: tl.tensor,
+    index: tl.tensor,
+    s: tl.tensor,
+    tokens: tl.tensor,
+    k: tl.tensor,
+    r: tl.tensor,
+    factor: tl.tensor,
     block_l: tl.constexpr,
     block_k: tl.constexpr,
     block_r: tl.constexpr,
@@ -63,15 +65,15 @@ def _shrink_kernel(
 
 @_jit
 def _expand_kernel(
-    s: Any,
-    b: Any,
-    index: Any,
-    bias: Any,
-    y: Any,
-    tokens: Any,
-    n: Any,
-    r: Any,
-    factor: Any,
+    s: tl.tensor,
+    b: tl.tensor,
+    index: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    tokens: tl.tensor,
+    n: tl.tensor,
+    r: tl.tensor,
+    factor: tl.tensor,
     block_l: tl.constexpr,
     block_n: tl.constexpr,
     block_r: tl.constexpr,
@@ -94,15 +96,15 @@ def _expand_kernel(
 
 @_jit
 def _outer_kernel(
-    s: Any,
-    x: Any,
-    order: Any,
-    bounds: Any,
-    out: Any,
-    tokens: Any,
-    k: Any,
-    r: Any,
-    factor: Any,
+    s: tl.tensor,
+    x: tl.tensor,
+    order: tl.tensor,
+    bounds: tl.tensor,
+    out: tl.tensor,
+    tokens: tl.tensor,
+    k: tl.tensor,
+    r: tl.tensor,
+    factor: tl.tensor,
     block_l: tl.constexpr,
     block_k: tl.constexpr,
     block_r: tl.constexpr,
@@ -133,7 +135,7 @@ def shrink(x: Tensor, A: Tensor, index: Tensor, scale: float = 1.0) -> Tensor:
     _shrink_kernel[(samples, triton.cdiv(tokens, block_l))](
         *(x, A, index, s, tokens, k, r, scale),
         **{"block_l": block_l, "block_k": 32 if x.element_size() > 2 else 64, "block_r": block_r},
-        **{"precision": _precision(), "num_warps": 4, "num_stages": 2},
+        **{"precision": _precision(), "num_warps": 8 if block_r > 128 else 4, "num_stages": 2},
     )
     return s
 

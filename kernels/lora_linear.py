@@ -4,7 +4,7 @@ With ``x (M, K)``, ``A (R, K)``, ``B (R, N)`` (transposed, as everywhere) and ``
 
 * :func:`shrink` ``s = (m * x) A^T / (1 - p)``, ``(M, R)``;
 * :func:`expand` ``y = bias + scale * (s * g) B``, ``(M, N)``, or with a mask ``m * (s A) / (1 - p)``;
-* :func:`backward_up` ``ds = scale * g * (dy B^T)`` and ``D = scale * s^T dy`` from one pass over ``dy``;
+* :func:`backward_up` ``ds = scale * g * (dy B^T)`` and ``D = scale * s^T dy``, up to 32 ranks from one pass;
 * :func:`backward_down` ``dA = ds^T (m * x) / (1 - p)``.
 
 The two wide products stay with cuBLAS, which adds to what is written here (``addmm_``). bf16, fp16 and fp32; sums
@@ -24,33 +24,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# With more ranks, partial sums of all blocks of rows are more bytes than a second pass over dy.
+_ONE_PASS = 32
+
 _jit: Callable[[Callable[..., None]], Any] = triton.jit
 _device: Callable[[Callable[..., Any]], Any] = triton.jit  # called by kernels
 
 
 @_device
-def _kept(tile: Any, word: Any, threshold: Any) -> Any:
+def _kept(tile: tl.tensor, word: tl.tensor, threshold: tl.tensor) -> tl.tensor:
     """Zero where the upper 31 bits of a random word are below the threshold."""
     return tl.where((word >> 1).to(tl.int32) >= threshold, tile, 0.0).to(tile.dtype)
 
 
 @_device
-def _load_rows(base: Any, rows: Any, columns: Any, n_rows: Any, n_columns: Any, stride: Any) -> Any:
+def _load_rows(
+    base: tl.tensor, rows: tl.tensor, columns: tl.tensor, n_rows: tl.tensor, n_columns: tl.tensor, stride: tl.tensor
+) -> tl.tensor:
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     return tl.load(base + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @_jit
 def _shrink_kernel(
-    x: Any,
-    a: Any,
-    s: Any,
-    m: Any,
-    k: Any,
-    r: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
+    x: tl.tensor,
+    a: tl.tensor,
+    s: tl.tensor,
+    m: tl.tensor,
+    k: tl.tensor,
+    r: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
     block_m: tl.constexpr,
     block_k: tl.constexpr,
     block_r: tl.constexpr,
@@ -85,17 +90,17 @@ def _shrink_kernel(
 
 @_jit
 def _expand_kernel(
-    s: Any,
-    b: Any,
-    bias: Any,
-    gate: Any,
-    y: Any,
-    m: Any,
-    n: Any,
-    r: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
+    s: tl.tensor,
+    b: tl.tensor,
+    bias: tl.tensor,
+    gate: tl.tensor,
+    y: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    r: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_r: tl.constexpr,
@@ -132,16 +137,16 @@ def _expand_kernel(
 
 @_jit
 def _backward_up_kernel(
-    dy: Any,
-    b: Any,
-    s: Any,
-    gate: Any,
-    ds: Any,
-    parts: Any,
-    m: Any,
-    n: Any,
-    r: Any,
-    scale: Any,
+    dy: tl.tensor,
+    b: tl.tensor,
+    s: tl.tensor,
+    gate: tl.tensor,
+    ds: tl.tensor,
+    parts: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    r: tl.tensor,
+    scale: tl.tensor,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_r: tl.constexpr,
@@ -176,16 +181,16 @@ def _backward_up_kernel(
 
 @_jit
 def _backward_down_kernel(
-    ds: Any,
-    x: Any,
-    parts: Any,
-    m: Any,
-    k: Any,
-    r: Any,
-    span: Any,
-    factor: Any,
-    seed: Any,
-    threshold: Any,
+    ds: tl.tensor,
+    x: tl.tensor,
+    parts: tl.tensor,
+    m: tl.tensor,
+    k: tl.tensor,
+    r: tl.tensor,
+    span: tl.tensor,
+    factor: tl.tensor,
+    seed: tl.tensor,
+    threshold: tl.tensor,
     block_m: tl.constexpr,
     block_k: tl.constexpr,
     block_r: tl.constexpr,
@@ -214,15 +219,15 @@ def _backward_down_kernel(
     tl.store(out, total * factor, mask=inside)
 
 
-def shrink(x: Tensor, A: Tensor, *, dropout: float = 0.0, seed: int = 0) -> Tensor:
-    """Return ``(m * x) A^T / (1 - p)``, ``(M, R)`` in the dtype of ``x``."""
+def shrink(x: Tensor, A: Tensor, scale: float = 1.0, *, dropout: float = 0.0, seed: int = 0) -> Tensor:
+    """Return ``scale * (m * x) A^T / (1 - p)``, ``(M, R)`` in the dtype of ``x``."""
     (m, k), r = x.shape, A.shape[0]
     s = x.new_empty(m, r)
     block_r, wide = _block_of(r), x.element_size() > 2
-    block_m, block_k = 64, 32 if wide else 64
     threshold, factor = _thinning(dropout)
+    block_m, block_k = 64, 32 if wide or threshold else 64
     _shrink_kernel[(triton.cdiv(m, block_m),)](
-        *(x, A, s, m, k, r, factor, seed, threshold),
+        *(x, A, s, m, k, r, scale * factor, seed, threshold),
         **{"block_m": block_m, "block_k": block_k, "block_r": block_r, "drops": threshold > 0},
         **{"precision": _precision(), "num_warps": 8 if block_r > 64 else 4, "num_stages": 2 if block_r > 128 else 3},
     )
@@ -261,9 +266,11 @@ def backward_up(
 ) -> tuple[Tensor, Tensor]:
     """Return ``scale * gate * (dy B^T)``, ``(M, R)`` like ``dy``, and ``scale * s^T dy``, ``(R, N)`` in fp32."""
     (m, n), r = dy.shape, B.shape[0]
+    if r > _ONE_PASS and not atomic:
+        up = B if gate is None else gate.to(B.dtype)[:, None] * B
+        return shrink(dy, up, scale), backward_down(s, dy, scale)
     block_r, wide = _block_of(r), dy.element_size() > 2
-    block_m = 32 if wide else 64 if block_r > 64 else 128
-    block_n = 32 if wide else 64
+    block_m, block_n = (32, 32) if wide else (64 if block_r > 32 else 128, 64 if block_r <= 128 else 32)
     programs = triton.cdiv(m, block_m)
     ds = dy.new_empty(m, r)
     shape = (r, n) if atomic else (programs, r, n)
@@ -271,13 +278,13 @@ def backward_up(
     _backward_up_kernel[(programs,)](
         *(dy, B, s, B if gate is None else gate, ds, parts, m, n, r, scale),
         **{"block_m": block_m, "block_n": block_n, "block_r": block_r, "has_gate": gate is not None},
-        **{"atomic": atomic, "precision": _precision(), "num_warps": 8 if block_r > 32 else 4, "num_stages": 2},
+        **{"atomic": atomic, "precision": _precision(), "num_warps": 8 if block_r > 16 else 4, "num_stages": 2},
     )
     return ds, parts if atomic else parts.sum(0)
 
 
-def backward_down(ds: Tensor, x: Tensor, *, dropout: float = 0.0, seed: int = 0) -> Tensor:
-    """Return ``ds^T (m * x) / (1 - p)``, ``(R, K)`` in fp32."""
+def backward_down(ds: Tensor, x: Tensor, scale: float = 1.0, *, dropout: float = 0.0, seed: int = 0) -> Tensor:
+    """Return ``scale * ds^T (m * x) / (1 - p)``, ``(R, K)`` in fp32."""
     (m, k), r = x.shape, ds.shape[1]
     threshold, factor = _thinning(dropout)
     block_r, wide, drops = _block_of(r), x.element_size() > 2, threshold > 0
@@ -288,7 +295,7 @@ def backward_down(ds: Tensor, x: Tensor, *, dropout: float = 0.0, seed: int = 0)
     parts = torch.empty((splits, r, k), dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(triton.cdiv(k, 4) if drops else k, block_k), splits, 4 if drops else 1)
     _backward_down_kernel[grid](
-        *(ds, x, parts, m, k, r, span, factor, seed, threshold),
+        *(ds, x, parts, m, k, r, span, scale * factor, seed, threshold),
         **{"block_m": block_m, "block_k": block_k, "block_r": block_r, "drops": drops},
         **{"precision": _precision(), "num_warps": 8 if block_r > 128 else 4, "num_stages": 2},
     )

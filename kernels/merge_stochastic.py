@@ -21,43 +21,40 @@ _jit: Callable[[Callable[..., None]], Any] = triton.jit
 
 @_jit
 def _merge_kernel(
-    weight: Any,
-    a: Any,
-    b: Any,
-    gate: Any,
-    out: Any,
-    n: Any,
-    k: Any,
-    r: Any,
-    scale: Any,
-    seed: Any,
+    weight: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    gate: tl.tensor,
+    out: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    r: tl.tensor,
+    scale: tl.tensor,
+    seed: tl.tensor,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
-    block_r: tl.constexpr,
     has_gate: tl.constexpr,
     halves: tl.constexpr,
 ) -> None:
     rows = tl.program_id(0) * block_n + tl.arange(0, block_n)
     part = tl.program_id(1) * block_k + tl.arange(0, block_k)
-    ranks = tl.arange(0, block_r)
-    up = tl.load(b + ranks[:, None] * n + rows[None, :], mask=(ranks < r)[:, None] & (rows < n)[None, :], other=0.0)
-    up = up.to(tl.float32) * scale
-    if has_gate:
-        up = up * tl.load(gate + ranks, mask=ranks < r, other=0.0).to(tl.float32)[:, None]
     quarter = tl.cdiv(k, 4)
     words = tl.randint4x(seed, rows[:, None] * quarter + part[None, :], 7)
     for j in tl.static_range(4):
         columns = tl.where(part < quarter, j * quarter + part, k)
-        low = tl.load(
-            a + ranks[:, None] * k + columns[None, :], mask=(ranks < r)[:, None] & (columns < k)[None, :], other=0.0
-        )
+        total = tl.zeros((block_n, block_k), tl.float32)
+        for rank in range(0, r):  # by outer products: in fp32 tensor cores would not be exact
+            up = tl.load(b + rank * n + rows, mask=rows < n, other=0.0).to(tl.float32) * scale
+            if has_gate:
+                up *= tl.load(gate + rank).to(tl.float32)
+            low = tl.load(a + rank * k + columns, mask=columns < k, other=0.0).to(tl.float32)
+            total += up[:, None] * low[None, :]
         at = rows.to(tl.int64)[:, None] * k + columns[None, :]
         inside = (rows < n)[:, None] & (columns < k)[None, :]
         if halves:
-            base = (tl.load(weight + at, mask=inside, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+            total += (tl.load(weight + at, mask=inside, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)
         else:
-            base = tl.load(weight + at, mask=inside, other=0.0)
-        total = base + tl.dot(tl.trans(up), low.to(tl.float32), input_precision="ieee")
+            total += tl.load(weight + at, mask=inside, other=0.0)
         bits = total.to(tl.int32, bitcast=True)
         finite = (bits & 0x7F800000) != 0x7F800000
         bits = tl.where(finite, bits + (words[j] & 0xFFFF).to(tl.int32), bits)
@@ -69,12 +66,11 @@ def merge(weight: Tensor, A: Tensor, Bt: Tensor, gate: Tensor | None, scale: flo
     (n, k), r = weight.shape, A.shape[0]
     out = torch.empty(n, k, dtype=torch.bfloat16, device=weight.device)
     halves = weight.dtype == torch.bfloat16
-    block_r = max(16, triton.next_power_of_2(r))
-    block_n, block_k = 64, 32 if block_r > 64 else 64
+    block_n, block_k = 32, 64
     _merge_kernel[(triton.cdiv(n, block_n), triton.cdiv(triton.cdiv(k, 4), block_k))](
         *(weight.view(torch.int16) if halves else weight, A, Bt, Bt if gate is None else gate, out.view(torch.int16)),
         *(n, k, r, scale, seed),
-        **{"block_n": block_n, "block_k": block_k, "block_r": block_r, "has_gate": gate is not None, "halves": halves},
+        **{"block_n": block_n, "block_k": block_k, "has_gate": gate is not None, "halves": halves},
         **{"num_warps": 4, "num_stages": 1},
     )
     return out

@@ -19,7 +19,13 @@ _jit: Callable[[Callable[..., None]], Any] = triton.jit
 
 @_jit
 def _dequantize_kernel(
-    packed: Any, absmax: Any, table: Any, out: Any, pairs: Any, block: Any, block_pairs: tl.constexpr
+    packed: tl.tensor,
+    absmax: tl.tensor,
+    table: tl.tensor,
+    out: tl.tensor,
+    pairs: tl.tensor,
+    block: tl.tensor,
+    block_pairs: tl.constexpr,
 ) -> None:
     first = tl.program_id(0).to(tl.int64) * block_pairs
     at = first + tl.arange(0, block_pairs)

@@ -21,14 +21,14 @@ _jit: Callable[[Callable[..., None]], Any] = triton.jit
 
 @_jit
 def _project_kernel(
-    g: Any,
-    u: Any,
-    out: Any,
-    m: Any,
-    n: Any,
-    k: Any,
-    row_stride: Any,
-    column_stride: Any,
+    g: tl.tensor,
+    u: tl.tensor,
+    out: tl.tensor,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,

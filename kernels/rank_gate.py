@@ -20,12 +20,12 @@ _device: Callable[[Callable[..., Any]], Any] = triton.jit  # called by kernels
 
 
 @_device
-def _at_least(keys: Any, bound: Any) -> Any:
+def _at_least(keys: tl.tensor, bound: tl.tensor) -> tl.tensor:
     return tl.sum((keys >= bound[:, None]).to(tl.int32), axis=1)
 
 
 @_device
-def _largest(values: Any, inside: Any, topk: Any) -> Any:
+def _largest(values: tl.tensor, inside: tl.tensor, topk: tl.tensor) -> tl.tensor:
     """Return where the ``topk`` largest of each row are."""
     bits = (values + 0.0).to(tl.int32, bitcast=True)  # -0.0 + 0.0 is 0.0, which it equals
     keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
@@ -42,20 +42,20 @@ def _largest(values: Any, inside: Any, topk: Any) -> Any:
 
 
 @_device
-def _norm(p: Any) -> Any:
+def _norm(p: tl.tensor) -> tl.tensor:
     return tl.maximum(tl.sqrt(tl.sum(p * p, axis=1)), 1e-12)
 
 
 @_jit
 def _self_forward_kernel(
-    p: Any,
-    h: Any,
-    a: Any,
-    m: Any,
-    r: Any,
-    topk: Any,
-    temperature: Any,
-    delta: Any,
+    p: tl.tensor,
+    h: tl.tensor,
+    a: tl.tensor,
+    m: tl.tensor,
+    r: tl.tensor,
+    topk: tl.tensor,
+    temperature: tl.tensor,
+    delta: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     has_delta: tl.constexpr,
@@ -80,14 +80,14 @@ def _self_forward_kernel(
 
 @_jit
 def _self_backward_kernel(
-    dh: Any,
-    p: Any,
-    a: Any,
-    dp: Any,
-    m: Any,
-    r: Any,
-    temperature: Any,
-    delta: Any,
+    dh: tl.tensor,
+    p: tl.tensor,
+    a: tl.tensor,
+    dp: tl.tensor,
+    m: tl.tensor,
+    r: tl.tensor,
+    temperature: tl.tensor,
+    delta: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
     has_delta: tl.constexpr,
@@ -110,20 +110,20 @@ def _self_backward_kernel(
 
 
 @_device
-def _sigmoid(logits: Any) -> Any:
+def _sigmoid(logits: tl.tensor) -> tl.tensor:
     return 1.0 / (1.0 + tl.exp(-logits))
 
 
 @_jit
 def _router_forward_kernel(
-    p: Any,
-    logits: Any,
-    bias: Any,
-    h: Any,
-    a: Any,
-    m: Any,
-    r: Any,
-    topk: Any,
+    p: tl.tensor,
+    logits: tl.tensor,
+    bias: tl.tensor,
+    h: tl.tensor,
+    a: tl.tensor,
+    m: tl.tensor,
+    r: tl.tensor,
+    topk: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
 ) -> None:
@@ -143,15 +143,15 @@ def _router_forward_kernel(
 
 @_jit
 def _router_backward_kernel(
-    dh: Any,
-    p: Any,
-    logits: Any,
-    bias: Any,
-    a: Any,
-    dp: Any,
-    dlogits: Any,
-    m: Any,
-    r: Any,
+    dh: tl.tensor,
+    p: tl.tensor,
+    logits: tl.tensor,
+    bias: tl.tensor,
+    a: tl.tensor,
+    dp: tl.tensor,
+    dlogits: tl.tensor,
+    m: tl.tensor,
+    r: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
 ) -> None:

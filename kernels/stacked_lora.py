@@ -22,14 +22,14 @@ _jit: Callable[[Callable[..., None]], Any] = triton.jit
 
 @_jit
 def _weigh_kernel(
-    s: Any,
-    gate: Any,
-    task: Any,
-    h: Any,
-    m: Any,
-    r: Any,
-    t: Any,
-    tokens: Any,
+    s: tl.tensor,
+    gate: tl.tensor,
+    task: tl.tensor,
+    h: tl.tensor,
+    m: tl.tensor,
+    r: tl.tensor,
+    t: tl.tensor,
+    tokens: tl.tensor,
     block_m: tl.constexpr,
     block_r: tl.constexpr,
 ) -> None:
@@ -45,12 +45,12 @@ def _weigh_kernel(
 
 @_jit
 def _weigh_backward_kernel(
-    dh: Any,
-    s: Any,
-    out: Any,
-    groups: Any,
-    r: Any,
-    tokens: Any,
+    dh: tl.tensor,
+    s: tl.tensor,
+    out: tl.tensor,
+    groups: tl.tensor,
+    r: tl.tensor,
+    tokens: tl.tensor,
     block_g: tl.constexpr,
     block_t: tl.constexpr,
     block_r: tl.constexpr,
