@@ -121,11 +121,12 @@ class _Linear(torch.autograd.Function):
 def _dequantize_impl(packed: Tensor, absmax: Tensor, block: int, dtype: torch.dtype) -> Tensor:
     path = choose("nf4_linear", packed, dtype=dtype).path if packed.numel() else "torch"
     if path == "bitsandbytes":
-        import bitsandbytes.functional
+        from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        out = torch.empty(2 * len(packed), dtype=dtype, device=packed.device)
-        bitsandbytes.functional.dequantize_4bit(packed, absmax=absmax, out=out, blocksize=block, quant_type="nf4")
-        return out
+        shape = torch.Size([2 * len(packed)])
+        state = QuantState(absmax=absmax, shape=shape, blocksize=block, quant_type="nf4", dtype=dtype)
+        weight: Tensor = dequantize_4bit(packed.view(-1, 1), state)
+        return weight.view(-1)
     if path != "torch":
         from clgym.kernels import nf4_linear as kernel
 
