@@ -114,7 +114,7 @@ class EWC(Learner):
 
     def observe(self, images: Tensor, targets: Tensor) -> None:
         """Add a batch's squared gradients to the task's Fisher information."""
-        logits = self.logits(images, self.training_texts(self._now().prompts))  # (B, C)
+        logits = self.logits(images, self.training_rows(self._now().prompts))  # (B, C)
         labels = targets if self.empirical else logits.argmax(dim=1)
         gradients = torch.autograd.grad(F.cross_entropy(logits, labels), self.weights.parameters)
         for name, gradient in zip(self.weights.names, gradients, strict=True):

@@ -71,7 +71,7 @@ class FeatKD(Learner):
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy and the distance of the features."""
         z = self.backbone.encode_images(images)  # (B, d)
-        loss = F.cross_entropy(self.scale * z @ self.training_texts(self._now().prompts).T, targets)
+        loss = F.cross_entropy(self.classify(z, self.training_rows(self._now().prompts)), targets)
         with self.weights.replaced(self.before):
             old = self.backbone.encode_images(images)
         return loss + self.weight * feature_distance(z, old)

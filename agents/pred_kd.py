@@ -85,7 +85,7 @@ class PredKD(Learner):
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy, the distillation and what it is combined with."""
         z = self.backbone.encode_images(images)  # (B, d)
-        loss = F.cross_entropy(self.scale * z @ self.training_texts(self._now().prompts).T, targets)
+        loss = F.cross_entropy(self.classify(z, self.training_rows(self._now().prompts)), targets)
         if self.l2:
             loss = loss + self.l2 * self.weights.distance(self.before)
         if not self.feat and not self.earlier:
@@ -95,8 +95,8 @@ class PredKD(Learner):
         if self.feat:
             loss = loss + self.feat * feature_distance(z, old)
         if self.earlier:
-            texts = self.training_texts(self.earlier)
-            student, teacher = self.scale * z @ texts.T, self.scale * old @ texts.T  # (B, earlier classes)
+            rows = self.earlier_rows(self.earlier)
+            student, teacher = self.classify(z, rows), self.classify(old, rows)  # (B, earlier classes)
             loss = loss + self.weight * distillation(student, teacher, self.temperature)
         return loss
 

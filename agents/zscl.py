@@ -63,6 +63,7 @@ class ZSCL(Learner):
             "of a task, which is the paper's 100 of 1000 steps; the released loop samples once more, after the first "
             "step. One learning rate for all tasks, where the scripts have 5e-5 for Aircraft and MNIST."
         ),
+        needs_text=True,
     )
 
     def __init__(
@@ -127,7 +128,7 @@ class ZSCL(Learner):
     def reference_texts(self) -> Tensor:
         """Return the pre-trained features of the reference texts ``(texts, d)``; the weights must be its."""
         if self.taught is None:
-            self.taught = self.backbone.encode_texts(self.texts)
+            self.taught = self.clip.encode_texts(self.texts)
         return self.taught
 
     def after_step(self) -> None:

@@ -9,6 +9,17 @@ from typing import Any, ClassVar
 from clgym.errors import UnsupportedEventError
 from clgym.events import Answer, End, Event, Query, TaskEnd, TaskStart, Train
 
+EMBEDDED_CLIP, EMBEDDED_VIT, TIMM = "embedded/tiny-clip", "embedded/tiny-vit", "timm/"
+
+
+def reads_text(backbone: str) -> bool:
+    """Return whether a backbone has a text encoder, from its name alone.
+
+    >>> reads_text("ViT-B-16/openai"), reads_text("embedded/tiny-vit")
+    (True, False)
+    """
+    return backbone != EMBEDDED_VIT and not backbone.startswith(TIMM)
+
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
@@ -24,6 +35,7 @@ class AgentSpec:
         modalities: What inputs it takes.
         stores_samples: Whether training samples survive their event.
         needs_task_id: Whether a query must say its task.
+        needs_text: Whether the backbone must read texts, as CLIP does and a plain vision transformer does not.
         mergeable: Whether inference costs no more than the backbone's.
     """
 
@@ -36,6 +48,7 @@ class AgentSpec:
     modalities: tuple[str, ...] = ("image",)
     stores_samples: bool = False
     needs_task_id: bool = False
+    needs_text: bool = False
     mergeable: bool = True
 
 
@@ -59,10 +72,15 @@ class Setup:
     device: str = "auto"
     precision: str = "fp32"
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the backbone has a text encoder."""
+        return reads_text(self.backbone)
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What an agent costs besides time.
+    """What an agent costs besides time; the classifier that a vision transformer needs with any method is left out.
 
     Attributes:
         trainable: Parameters trained in the current task.

@@ -38,8 +38,7 @@ def rank_gate(p: Tensor, topk: int, temperature: float, delta: float | None = No
         >>> rank_gate(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0).round(decimals=4)
         tensor([1.9370, -0.0000, 0.0000])
     """
-    if topk < 1 or temperature <= 0:
-        raise SettingError(f"Expected topk of 1 or more and temperature above 0; got {topk} and {temperature}. Try 16.")
+    check_gate(topk, temperature)
     h: Tensor = _SelfGate.apply(p, min(topk, p.shape[-1]), temperature, delta)
     return h
 
@@ -54,7 +53,7 @@ def activations(p: Tensor, topk: int, temperature: float, delta: float | None = 
     """
     with torch.no_grad():
         rows = p.reshape(-1, p.shape[-1])
-        a: Tensor = _self_forward(rows, min(topk, p.shape[-1]), temperature, None)[1]
+        a: Tensor = self_gate(rows, min(topk, p.shape[-1]), temperature, None)[1]
         if delta is not None:
             a = a * (rows >= _norm(rows.to(a.dtype)) * delta)
         return a.view(p.shape)
@@ -89,6 +88,17 @@ def router_gate(p: Tensor, logits: Tensor, bias: Tensor, topk: int) -> Tensor:
     return h
 
 
+def check_gate(topk: int, temperature: float) -> None:
+    """Raise :class:`SettingError` unless both are in range.
+
+    >>> check_gate(16, 0.01)
+    """
+    if topk < 1 or temperature <= 0:
+        raise SettingError(
+            f"Expected topk of 1 or more and temperature above 0; got {topk} and {temperature}. MoRA has 16 and 0.01."
+        )
+
+
 def largest(scores: Tensor, k: int) -> Tensor:
     """Return where the ``k`` largest of each row are, bool like ``scores (M, R)``; of equal ones the first.
 
@@ -118,7 +128,7 @@ class _SelfGate(torch.autograd.Function):
         """Compute in rows."""
         rows = p.reshape(-1, p.shape[-1])
         h: Tensor
-        h, a = _self_forward(rows, topk, temperature, delta)
+        h, a = self_gate(rows, topk, temperature, delta)
         ctx.save_for_backward(rows, a)
         ctx.constants = (temperature, delta)
         return h.view(p.shape)
@@ -128,7 +138,7 @@ class _SelfGate(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate response, softmax and normalisation."""
         rows, a = ctx.saved_tensors
-        dp = _self_backward(dh.reshape(rows.shape), rows, a, *ctx.constants)
+        dp = self_gate_backward(dh.reshape(rows.shape), rows, a, *ctx.constants)
         return dp.view(dh.shape), None, None, None
 
 
@@ -186,7 +196,8 @@ def _self_backward_impl(dh: Tensor, p: Tensor, a: Tensor, temperature: float, de
 
 
 def _norm(p: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(p, dim=-1, keepdim=True).clamp_min_(_LEAST_NORM)
+    norm: Tensor = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
+    return norm.clamp_min_(_LEAST_NORM)
 
 
 def _router_forward_impl(p: Tensor, logits: Tensor, bias: Tensor, topk: int) -> tuple[Tensor, Tensor]:
@@ -228,12 +239,12 @@ def _router_backward_fake(dh: Tensor, p: Tensor, logits: Tensor, *_: Any) -> tup
     return torch.empty_like(p), torch.empty_like(logits)
 
 
-_self_forward: Any = register(
+self_gate: Any = register(
     "rank_gate(Tensor p, int topk, float temperature, float? delta) -> (Tensor, Tensor)",
     _self_forward_impl,
     _self_forward_fake,
 )
-_self_backward: Any = register(
+self_gate_backward: Any = register(
     "rank_gate_backward(Tensor dh, Tensor p, Tensor a, float temperature, float? delta) -> Tensor",
     _self_backward_impl,
     lambda dh, p, *_: torch.empty_like(p),

@@ -1,4 +1,4 @@
-"""What every gradient method on CLIP shares: device, optimizer per task, schedule, loss, answers, state."""
+"""What every gradient method shares: device, optimizer per task, schedule, loss, classifier, answers, state."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import Agent, Footprint, Setup
-from clgym.backbones import Encoders, load_clip, lora_targets, unfold_attention
+from clgym.attention import Encoders, lora_targets, unfold_attention
+from clgym.backbones import ClipBackbone, load_backbone
 from clgym.errors import SettingError
 from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
+from clgym.head import GrowingHead
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.optim import AdamWProx
 
 Prompts = tuple[tuple[str, ...], ...]
+UNMET = -1e4  # logit of a class that a growing head has no row for
 
 
 class Learner(Agent):
-    """A CLIP model and one optimizer per task; subclasses say what is trained and on what loss.
+    """A pre-trained model and one optimizer per task; subclasses say what is trained and on what loss.
+
+    The classifier follows the backbone. On CLIP a class is the feature of its prompts, compared by cosine. On a plain
+    vision transformer it is a row of a head that grows at each task, known by its first prompt and trained beside what
+    the method trains; classes without a row get next to no probability, or all the same if none has one.
 
     A subclass fills in :meth:`begin` (returns what the task trains) and may override :meth:`loss`,
     :meth:`after_backward`, :meth:`after_step` and :meth:`end`.
@@ -66,14 +74,23 @@ class Learner(Agent):
         self.device = pick_device(setup.device)
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
-        self.backbone = load_clip(setup.backbone, self.device)
-        self.scale = math.exp(self.backbone.logit_scale)
+        self.backbone = load_backbone(setup.backbone, self.device)
+        self.scale, self.head = 1.0, None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
+        if setup.reads_text:
+            self.scale = math.exp(self.clip.logit_scale)
+        self.head_share = 1.0
         self.lora: LoRASet | None = None
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
         self.text_trains = False
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
+
+    @property
+    def clip(self) -> ClipBackbone:
+        """The backbone, where it reads texts."""
+        assert isinstance(self.backbone, ClipBackbone)
+        return self.backbone
 
     def adapt(self, *, r: int, alpha: float = 0.0, targets: Encoders = "all", gate: Gate = "none") -> LoRASet:
         """Put fresh adapters on the six linears of every block; they change nothing yet.
@@ -119,27 +136,40 @@ class Learner(Agent):
         """Put the task away."""
 
     def cross_entropy(self, images: Tensor, targets: Tensor, prompts: Prompts) -> Tensor:
-        """Return the image-to-text cross-entropy over the classes of ``prompts``."""
-        logits = self.logits(images, self.training_texts(prompts))
+        """Return the image-to-class cross-entropy over the classes of ``prompts``."""
+        logits = self.logits(images, self.training_rows(prompts))
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
-    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Return scaled cosines ``(B, C)`` of images and L2-normalised text features ``(C, d)``."""
-        return self.scale * self.backbone.encode_images(images) @ texts.T
+    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return logits ``(B, C)`` of images over classes, see :meth:`classify`."""
+        return self.classify(self.backbone.encode_images(images), rows)
+
+    def classify(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
+        if self.head is None:
+            return self.scale * features @ rows.T
+        return F.linear(features, rows[:, :-1], rows[:, -1])
 
     def begin_task(self, event: TaskStart) -> None:
-        """Build the task's optimizer over what :meth:`begin` returns."""
+        """Build the task's optimizer over what :meth:`begin` returns and the head."""
         self.task = event
         self._text_changed()
+        if self.head is not None:
+            self.head.grow(_names(event.prompts), self.generator)
         self.start_optimizer(self.begin(event), event.steps)
 
     def start_optimizer(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
-        """Begin a schedule of ``steps`` over ``parameters``; none of them means no training."""
+        """Begin a schedule of ``steps`` over ``parameters``, and the head's at ``head_share`` of their learning rate.
+
+        Without anything to train there is no training.
+        """
         self.step, self.steps, self.optimizer = 0, max(steps, 1), None
-        if parameters:
-            self.optimizer = torch.optim.AdamW(
-                parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-            )
+        groups = [{"params": list(parameters), "share": 1.0}]
+        if self.head is not None and len(self.head):
+            groups.append({"params": list(self.head.blocks), "share": self.head_share})
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""
@@ -151,7 +181,7 @@ class Learner(Agent):
         """Step down the gradient of a loss, at the schedule's learning rate."""
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self.schedule(self.step)
+            group["lr"] = self.lr * group["share"] * self.schedule(self.step)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
         self.after_backward()
@@ -179,22 +209,47 @@ class Learner(Agent):
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""
         images, _ = self.to_device(event.inputs, None)
         with self.autocast:
-            logits = self.logits(images, self.text_features(event.prompts, self.ensemble))
+            logits = self.answering_logits(images, event.prompts)
         return logits.float().log_softmax(dim=-1).cpu().numpy()
 
-    def training_texts(self, prompts: Prompts) -> Tensor:
-        """Return class features ``(C, d)`` of the training templates, with gradient if the text encoder learns."""
-        if self.text_trains:
-            return self.backbone.class_features(prompts, ensemble=False)
-        return self.text_features(prompts, ensemble=False)
+    def answering_logits(self, images: Tensor, prompts: Prompts) -> Tensor:
+        """Return logits ``(B, C)`` over candidates, of which a head may have met only some."""
+        if self.head is None:
+            return self.logits(images, self.class_rows(prompts, self.ensemble))
+        met = self.head.met(_names(prompts))
+        known = tuple(texts for texts, is_met in zip(prompts, met.tolist(), strict=True) if is_met)
+        logits = torch.full((len(images), len(prompts)), UNMET, device=self.device)
+        if known:
+            logits[:, met] = self.logits(images, self.class_rows(known, self.ensemble)).float()
+        return logits
 
-    def text_features(self, prompts: Prompts, ensemble: bool) -> Tensor:
-        """Return class features ``(C, d)`` without gradient, kept until the text encoder changes."""
+    def training_rows(self, prompts: Prompts) -> Tensor:
+        """Return a row per class ``(C, d)`` of the training templates, with gradient if texts or head learn."""
+        if self.head is not None or self.text_trains:
+            return self.fresh_rows(prompts, ensemble=False)
+        return self.class_rows(prompts, ensemble=False)
+
+    def earlier_rows(self, prompts: Prompts) -> Tensor:
+        """Return a row per class of earlier tasks, with gradient if the text encoder learns; a head's stay fixed."""
+        if self.head is None and self.text_trains:
+            return self.fresh_rows(prompts, ensemble=False)
+        return self.class_rows(prompts, ensemble=False)
+
+    def class_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
+        """Return a row per class without gradient; text features are kept until the text encoder changes."""
+        if self.head is not None:
+            return self.fresh_rows(prompts, ensemble).detach()
         if (prompts, ensemble) not in self._texts:
             # Not in inference mode: a frozen text encoder's features also serve in training.
             with torch.inference_mode(False), torch.no_grad():
-                self._texts[prompts, ensemble] = self.backbone.class_features(prompts, ensemble)
+                self._texts[prompts, ensemble] = self.fresh_rows(prompts, ensemble)
         return self._texts[prompts, ensemble]
+
+    def fresh_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
+        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, d + 1)``."""
+        if self.head is not None:
+            return self.head.rows(_names(prompts))
+        return self.clip.class_features(prompts, ensemble)
 
     def _text_changed(self) -> None:
         if self.text_trains:
@@ -220,10 +275,12 @@ class Learner(Agent):
         return Footprint(trainable=0 if self.lora is None else self.lora.trainable_count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return step, generator, task, optimizer moments and what :meth:`tensors` names."""
+        """Return step, generator, task, head, optimizer moments and what :meth:`tensors` names."""
         state: dict[str, Any] = {"step": self.step, "generator": self.generator.get_state()}
         if self.task is not None:
             state["task"] = [getattr(self.task, field.name) for field in fields(self.task)]
+        if self.head is not None:
+            state |= {"classes": self.head.groups} | {f"head.{name}": rows for name, rows in self.head.state().items()}
         if self.optimizer is not None:
             state["moments"] = True
             for i, slots in self.optimizer.state_dict()["state"].items():
@@ -234,6 +291,7 @@ class Learner(Agent):
         """Continue exactly where :meth:`state_dict` was called."""
         moments: dict[int, dict[str, Any]] = {}
         stored: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for key, value in state.items():
             kind, _, name = key.partition(".")
             if kind == "optimizer":
@@ -241,6 +299,10 @@ class Learner(Agent):
                 moments.setdefault(int(i), {})[slot] = value
             elif kind == "tensor":
                 stored[name] = value
+            elif kind == "head":
+                rows[name] = value
+        if self.head is not None:
+            self.head.restore(state["classes"], rows)  # before the task, whose optimizer takes the rows
         if "task" in state:
             number, name, text, classes, prompts, samples, steps = state["task"]
             words = tuple(tuple(templates) for templates in prompts)
@@ -258,6 +320,11 @@ class Learner(Agent):
     def _now(self) -> TaskStart:
         assert self.task is not None
         return self.task
+
+
+def _names(prompts: Prompts) -> list[str]:
+    """Return what a head knows classes by."""
+    return [texts[0] for texts in prompts]
 
 
 def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -> float:

@@ -227,36 +227,17 @@ def _backward_impl(
     wants_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of ``x``, ``A``, ``Bt`` and ``gate``; what is not asked for is empty."""
-    da, db, dgate = A.new_empty(0), Bt.new_empty(0), Bt.new_empty(0)
-    dx, ds, sums = dy.new_empty(0), None, None
-    if dy.numel() and uses_kernel("lora_linear", dy, A.shape[0]):
-        from clgym.kernels import lora_linear as kernel
-
-        dy = dy.contiguous()
-        if s is None:
-            ds = kernel.shrink(dy, fold(Bt, gate, scale).contiguous())
-        else:
-            ds, sums = kernel.backward_up(dy, Bt.contiguous(), s.contiguous(), gate, scale)
-        if wants_a:
-            assert x is not None
-            da = kernel.backward_down(ds, x.contiguous(), dropout=dropout, seed=seed).to(A.dtype)
-        if wants_x:
-            dx = kernel.expand(ds, A.contiguous(), dropout=dropout, seed=seed).addmm_(dy, weight)
-    else:
-        if wants_b:
-            assert s is not None
-            sums = torch.mm(s.t(), dy)  # (R, out)
-            sums = sums if scale == 1.0 else sums.mul_(scale)
-        if wants_x or wants_a:
-            ds = torch.mm(dy, fold(Bt, gate, scale).to(dy.dtype).t())  # (M, R)
-        if wants_a:
-            assert ds is not None
-            assert x is not None
-            da = torch.mm(ds.t(), _dropped(x, dropout, seed)).to(A.dtype)  # (R, in)
-        if wants_x:
-            assert ds is not None
-            thin = _dropped(torch.mm(ds, A.to(dy.dtype)), dropout, seed)
-            dx = thin.addmm_(dy, weight)
+    kernel = bool(dy.numel()) and uses_kernel("lora_linear", dy, A.shape[0])
+    dx, da, db, dgate = dy.new_empty(0), A.new_empty(0), Bt.new_empty(0), Bt.new_empty(0)
+    dy = dy.contiguous() if kernel else dy
+    ds, sums = (_inner_kernel if kernel else _inner)(dy, s, Bt, gate, scale, wants_x or wants_a, wants_b)
+    if wants_a:
+        assert ds is not None
+        assert x is not None
+        da = _outer(ds, x, dropout, seed, kernel).to(A.dtype)  # (R, in)
+    if wants_x:
+        assert ds is not None
+        dx = _spread(ds, A, dropout, seed, kernel).addmm_(dy, weight)
     if wants_b:
         assert sums is not None
         db = sums = sums.to(Bt.dtype)
@@ -264,6 +245,48 @@ def _backward_impl(
             db = sums * gate.to(Bt.dtype)[:, None]
             dgate = (sums * Bt).sum(1)  # s^T dy is all that the gate's gradient needs
     return dx, da, db, dgate
+
+
+def _inner(
+    dy: Tensor, s: Tensor | None, Bt: Tensor, gate: Tensor | None, scale: float, wants_s: bool, wants_b: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradient of ``s``, ``(M, R)``, and ``scale * s^T dy``, ``(R, out)``, as far as they are wanted."""
+    ds = sums = None
+    if wants_b:
+        assert s is not None
+        sums = torch.mm(s.t(), dy)
+        sums = sums if scale == 1.0 else sums.mul_(scale)
+    if wants_s:
+        ds = torch.mm(dy, fold(Bt, gate, scale).to(dy.dtype).t())
+    return ds, sums
+
+
+def _inner_kernel(
+    dy: Tensor, s: Tensor | None, Bt: Tensor, gate: Tensor | None, scale: float, wants_s: bool, wants_b: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Do the same in one pass over ``dy`` where both are wanted."""
+    from clgym.kernels import lora_linear as kernel
+
+    if wants_b:
+        assert s is not None
+        return kernel.backward_up(dy, Bt.contiguous(), s.contiguous(), gate, scale)
+    return kernel.shrink(dy, fold(Bt, gate, scale).contiguous()) if wants_s else None, None
+
+
+def _outer(ds: Tensor, x: Tensor, dropout: float, seed: int, kernel: bool) -> Tensor:
+    if kernel:
+        from clgym.kernels import lora_linear as thin
+
+        return thin.backward_down(ds, x.contiguous(), dropout=dropout, seed=seed)
+    return torch.mm(ds.t(), _dropped(x, dropout, seed))
+
+
+def _spread(ds: Tensor, A: Tensor, dropout: float, seed: int, kernel: bool) -> Tensor:
+    if kernel:
+        from clgym.kernels import lora_linear as thin
+
+        return thin.expand(ds, A.contiguous(), dropout=dropout, seed=seed)
+    return _dropped(torch.mm(ds, A.to(ds.dtype)), dropout, seed)
 
 
 def _backward_fake(

@@ -8,6 +8,7 @@ and why; :func:`backend` asks for one, and a backend that cannot serve a call is
 from __future__ import annotations
 
 from clgym.backend import Backend, Choice, backend, choose, explain
+from clgym.bank import expert_linear
 from clgym.batching import batched_lora
 from clgym.gating import activations, rank_gate, router_gate
 from clgym.lowrank import lora_linear
@@ -35,6 +36,7 @@ __all__ = [
     "checked_basis",
     "choose",
     "double_soft_threshold_",
+    "expert_linear",
     "explain",
     "group_segments",
     "group_threshold_",

@@ -52,7 +52,7 @@ def adamw_prox_(
             nothing.
 
     Raises:
-        SettingError: ``kappa`` is negative.
+        SettingError: ``kappa`` is negative, or ``w`` or a moment has gaps.
 
     Example:
         >>> w, m, v, step = torch.tensor([1.0, 0.1]), torch.zeros(2), torch.zeros(2), torch.tensor(0.0)
@@ -63,6 +63,8 @@ def adamw_prox_(
         raise SettingError(f"Expected kappa of 0 or more; got {kappa}. At 0 nothing shrinks.")
     stop = w.numel() if stop is None else stop
     each = kappa if groups is None else 0.0
+    if not w.is_contiguous() or not exp_avg.is_contiguous() or not exp_avg_sq.is_contiguous():
+        raise SettingError("Expected w and its moments contiguous; got a view with gaps. Flatten them first.")
     with torch.no_grad():
         _adamw(w, grad, exp_avg, exp_avg_sq, step, lr, *betas, eps, weight_decay, each, start, stop)
         if groups is not None and kappa:
@@ -183,11 +185,12 @@ def _adamw_impl(
     start: int,
     stop: int,
 ) -> None:
-    if w.numel() and w.is_contiguous() and uses_kernel("adamw_prox", w):
+    if w.numel() and uses_kernel("adamw_prox", w):
         from clgym.kernels import adamw_prox as kernel
 
         moments = (exp_avg, exp_avg_sq, step)
         kernel.adamw(w, grad.contiguous(), *moments, lr, beta1, beta2, eps, weight_decay, kappa, start, stop)
+        torch.autograd.graph.increment_version((w, exp_avg, exp_avg_sq))  # torch has not seen the writing
         return
     adamw(
         *([w], [grad], [exp_avg], [exp_avg_sq], [], [step]),
@@ -209,6 +212,7 @@ def _group_impl(w: Tensor, order: Tensor, offsets: Tensor, kappa: float) -> None
         from clgym.kernels import adamw_prox as kernel
 
         kernel.group_threshold(w, order, offsets, kappa)
+        torch.autograd.graph.increment_version(w)
         return
     picked = w[order]
     norms = torch.segment_reduce(picked.square(), "sum", offsets=offsets, initial=0).sqrt_()  # (groups,)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import gymnasium
 
-from clgym.agent import Agent, AgentSpec, Setup
+from clgym.agent import Agent, AgentSpec, Setup, reads_text
 from clgym.env import ContinualEnv
 from clgym.errors import NotRegisteredError, SettingError
 from clgym.scenario import Scenario, ScenarioSpec
@@ -170,7 +170,8 @@ def make_agent(
 
     Raises:
         NotRegisteredError: No agent has that id.
-        SettingError: A setting is unknown or out of range, or the agent does not take the scenario's inputs.
+        SettingError: A setting is unknown or out of range, or the agent does not take the scenario's inputs or
+            cannot do with its backbone.
     """
     entry = find("agents", id)
     scenario: Scenario = env.unwrapped.scenario  # type: ignore[attr-defined]
@@ -178,6 +179,11 @@ def make_agent(
         raise SettingError(
             f"Expected an agent for {scenario.spec.modality} inputs; got {id!r}, which takes "
             f"{' and '.join(entry.spec.modalities)}. Choose another agent (clgym list)."
+        )
+    if entry.spec.needs_text and not reads_text(scenario.backbone):
+        raise SettingError(
+            f"Expected a backbone that reads texts for {id!r}; got {scenario.backbone!r}, which has no text encoder. "
+            "Choose another agent (clgym list), or a scenario on CLIP."
         )
     setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, seed, device, precision)
     agent: Agent = _construct("agents", entry, setup, **chosen)

@@ -24,10 +24,11 @@ from clgym.registry import entries, settings
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
 
 
-def scenario_for(agent: str) -> str:
-    """Return a registered scenario whose inputs the agent takes."""
-    modalities = entries("agents")[agent].spec.modalities
-    return next(id for id, entry in entries("scenarios").items() if entry.spec.modality in modalities)
+def scenes() -> list[tuple[str, str]]:
+    """Return every agent with a scenario on CLIP and, if it can do without texts, one on a vision transformer."""
+    specs = {id: entry.spec for id, entry in entries("agents").items()}
+    plain = [(id, "ViT-CIFAR100-CIL-v0") for id, spec in specs.items() if not spec.needs_text]
+    return sorted([(id, "CLIP-MTIL-v0") for id in specs] + plain)
 
 
 @pytest.mark.parametrize("id", entries("scenarios"))
@@ -40,9 +41,9 @@ def test_short_scenario_to_its_end(id: str) -> None:
     check_scenario(id, limit=10_000, **{k: v for k, v in SMALL.items() if k in settings("scenarios", id)})
 
 
-@pytest.mark.parametrize("id", entries("agents"))
-def test_agent(id: str) -> None:
-    check_agent(id, scenario_for(id))
+@pytest.mark.parametrize(("id", "scenario"), scenes())
+def test_agent(id: str, scenario: str) -> None:
+    check_agent(id, scenario)
 
 
 def test_every_rule_is_tried_on_something_that_breaks_it() -> None:

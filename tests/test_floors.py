@@ -12,20 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the ground up; a file may import from its own floor and those below it.
-FLOORS = (
-    {"errors", "events", "kernels"},
-    {
-        *("anytime", "backend", "batching", "formulary", "gating", "lowrank", "merging", "metrics", "nf4", "ops"),
-        *("philox", "projection", "prox", "record", "spaces", "stacking"),
-    },
-    {
-        *("agent", "backbones", "checkpoint", "conformance", "distil", "folder", "hub", "images", "learner"),
-        *("lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources", "tuning", "worlds"),
-    },
-    {"agents", "env", "scenarios"},
-    {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
-    {"leaderboard", "rescore", "runner"},
-    {"__init__", "__main__", "console", "doctor", "fetch", "gallery", "jobs"},
+FLOORS = tuple(
+    set(names.split())
+    for names in (
+        "errors events kernels",
+        "anytime backend bank batching formulary gating lowrank merging metrics nf4 ops philox projection prox record "
+        "spaces stacking",
+        "agent attention backbones checkpoint conformance contrast distil exchange folder frozen head hub hub_sets "
+        "images increments labels learner lookahead lora memory optim parts plan plots scenario scorer sources tuning "
+        "variants vit worlds",
+        "agents env scenarios",
+        "agent_rules callbacks check registry scenario_rules settings",
+        "leaderboard rescore runner",
+        "__init__ __main__ console doctor fetch gallery jobs",
+    )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 

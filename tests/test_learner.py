@@ -64,9 +64,9 @@ PROMPTS = (("a red star", "the red star"), ("a blue ring", "the blue ring"))
 
 def test_text_features_are_averaged_over_templates_or_not() -> None:
     agent = learner()
-    single = agent.backbone.encode_texts(["a red star", "a blue ring"])
-    assert torch.allclose(agent.text_features(PROMPTS, ensemble=False), single)
-    assert not torch.allclose(agent.text_features(PROMPTS, ensemble=True), single)
+    single = agent.clip.encode_texts(["a red star", "a blue ring"])
+    assert torch.allclose(agent.class_rows(PROMPTS, ensemble=False), single)
+    assert not torch.allclose(agent.class_rows(PROMPTS, ensemble=True), single)
 
 
 @pytest.mark.parametrize(("targets", "kept"), [("vision", True), ("text", False), ("all", False)])
@@ -76,10 +76,10 @@ def test_text_features_are_kept_while_the_text_encoder_stands_still(targets: str
     event, _ = env.reset(seed=0)
     while not isinstance(event, Train):
         event = env.step(agent.act(event))[0]
-    first = agent.text_features(PROMPTS, ensemble=False)
+    first = agent.class_rows(PROMPTS, ensemble=False)
     agent.act(event)
-    assert (agent.text_features(PROMPTS, ensemble=False) is first) == kept
-    assert agent.training_texts(PROMPTS).requires_grad == (not kept)
+    assert (agent.class_rows(PROMPTS, ensemble=False) is first) == kept
+    assert agent.training_rows(PROMPTS).requires_grad == (not kept)
 
 
 def test_mixed_precision_answers_almost_the_same() -> None:
@@ -87,6 +87,7 @@ def test_mixed_precision_answers_almost_the_same() -> None:
     event, _ = env.reset(seed=0)
     full, half = (np.asarray(clgym.make_agent("zero_shot", env, precision=p).act(event)) for p in ("fp32", "bf16"))
     assert not np.array_equal(full, half)
-    assert np.allclose(np.exp(full), np.exp(half), atol=0.1)
+    # Both answers are of one scale, 100, so this holds the cosines to within 0.01.
+    assert np.abs((full - half) - (full - half).mean(axis=1, keepdims=True)).max() < 1.0
     with pytest.raises(SettingError, match="Expected precision 'fp32' or 'bf16'; got 'fp8'"):
         clgym.make_agent("zero_shot", env, precision="fp8")

@@ -247,7 +247,7 @@ def test_fisher_information_is_the_squared_gradient_of_batches(empirical: bool) 
         if number < 3:
             assert not any(value.any() for value in agent.fisher.values())
             continue
-        logits = agent.logits(images, agent.training_texts(agent.task.prompts))
+        logits = agent.logits(images, agent.training_rows(agent.task.prompts))
         labels = targets if empirical else logits.argmax(1)
         slopes = torch.autograd.grad(F.cross_entropy(logits, labels), agent.weights.parameters)
         total = total + torch.cat([g.flatten() for g in slopes]).square()
@@ -288,11 +288,11 @@ def test_lwf_against_its_definition() -> None:
     (earlier,) = agent.earlier
     with torch.no_grad():
         loss = agent.loss(images, targets)
-        s = agent.scale * agent.backbone.encode_images(images) @ agent.backbone.class_features(earlier, False).T
+        s = agent.scale * agent.backbone.encode_images(images) @ agent.clip.class_features(earlier, False).T
         agent.weight = 0.0
         task = agent.loss(images, targets)
         agent.weights.put_(before)
-        t = agent.scale * agent.backbone.encode_images(images) @ agent.backbone.class_features(earlier, False).T
+        t = agent.scale * agent.backbone.encode_images(images) @ agent.clip.class_features(earlier, False).T
     kd = 9 * -((t / 3).softmax(-1) * (s / 3).log_softmax(-1)).sum(-1).mean()
     assert not torch.allclose(s, t, atol=1e-2)
     assert float(loss) == pytest.approx(float(task + 0.5 * kd), rel=1e-5)
@@ -322,7 +322,7 @@ def test_lwf_over_the_current_classes_distils_in_both_directions() -> None:
         agent.weight = 0.0
         task = agent.loss(images, targets)
         agent.weights.put_(before)
-        texts = agent.backbone.class_features(prompts, False)
+        texts = agent.clip.class_features(prompts, False)
         s, t = agent.scale * z @ texts.T, agent.scale * agent.backbone.encode_images(images) @ texts.T
     assert float(loss) == pytest.approx(float(task + distillation(s, t) + distillation(s.T, t.T)), rel=1e-5)
 
@@ -353,7 +353,7 @@ def test_pred_kd_has_no_term_in_the_first_task() -> None:
     images, targets = play.batch(3)
     agent = play.agent
     with torch.no_grad():
-        plain = F.cross_entropy(agent.logits(images, agent.training_texts(agent.task.prompts)), targets)
+        plain = F.cross_entropy(agent.logits(images, agent.training_rows(agent.task.prompts)), targets)
         assert float(agent.loss(images, targets)) == pytest.approx(float(plain))
 
 

@@ -59,7 +59,7 @@ def both(function: Callable[..., Tensor], learned: Sequence[Tensor]) -> Iterator
     results: list[list[Tensor]] = []
     for name in ("interpret", "torch"):
         leaves = [t.detach().clone().requires_grad_() for t in learned]
-        with ops.backend(name):  # type: ignore[arg-type]
+        with ops.backend(name):
             y = function(*leaves)
             upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
             results.append([y.detach(), *torch.autograd.grad(y, leaves, upstream)])
@@ -92,7 +92,7 @@ def test_lora_linear_with_one_row_and_with_two_blocks(rows: int) -> None:
 def test_lora_linear_with_dropout_draws_the_mask_of_the_plain_op_in_both_passes() -> None:
     x, W, b, A, Bt = drawn((M, K), (N, K), (N,), (4, K), (4, N))
     for seed in (0, 2**40 + 5):
-        agree(lambda x, A, Bt, s=seed: ops.lora_linear(x, W, b, A, Bt, dropout=0.3, seed=s), x, A, Bt)  # type: ignore[misc]
+        agree(lambda x, A, Bt, s=seed: ops.lora_linear(x, W, b, A, Bt, dropout=0.3, seed=s), x, A, Bt)
 
 
 def test_lora_linear_with_a_frozen_branch_and_an_input_that_is_not_contiguous() -> None:
@@ -157,15 +157,13 @@ def test_adamw_prox(grouped: bool) -> None:
     groups = ops.group_segments(member) if grouped else None
     for name in ("interpret", "torch"):
         w, m, v, step = drawn((1500,))[0], torch.zeros(1500), torch.zeros(1500), torch.tensor(0.0)
-        with ops.backend(name):  # type: ignore[arg-type]
+        with ops.backend(name):
             for number in range(10):
                 (grad,) = drawn((1500,), seed=number)
                 kappa = 0.01 * number
-                ops.adamw_prox_(
-                    *(w, grad, m, v, step),
-                    **{"lr": 0.02, "betas": (0.9, 0.9999), "weight_decay": 0.1, "kappa": kappa},
-                    **{"start": 3, "stop": 1400, "groups": groups},
-                )
+                moments: dict[str, Any] = {"exp_avg": m, "exp_avg_sq": v, "step": step}
+                settings: dict[str, Any] = {"betas": (0.9, 0.9999), "weight_decay": 0.1, "start": 3, "stop": 1400}
+                ops.adamw_prox_(w, grad, **moments, lr=0.02, kappa=kappa, groups=groups, **settings)
         ends.append((w, m, v, step))
     for ours, theirs in zip(*ends, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -205,7 +203,7 @@ def test_merge_stochastic_is_the_plain_op_bit_for_bit_up_to_the_order_of_sums(dt
     W[0, 0] = torch.inf
     merged = []
     for name in ("interpret", "torch"):
-        with ops.backend(name):  # type: ignore[arg-type]
+        with ops.backend(name):
             merged.append(ops.merge_stochastic(W, A, Bt, g, 0.7, seed=3, dtype=torch.bfloat16))
     assert merged[0].dtype == torch.bfloat16
     assert float((merged[0] != merged[1]).float().mean()) < 1e-3

@@ -58,58 +58,78 @@ def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def cases() -> Iterator[tuple[str, str, Callable[[Any], object], bool]]:
-    """Yield a name, a kernel file, a call of a launcher, and whether it must reach the tensor cores."""
-    index = torch.zeros(8, dtype=torch.int64)
-    for r in (16, 200):
-        x, A, s, dy, B = tensor(M, K), tensor(r, K), tensor(M, r), tensor(M, N), tensor(r, N)
-        master, g = A.float(), tensor(r, dtype=torch.float32)
-        pool, low, tokens, wide = tensor(5, r, K), tensor(8, 65, r), tensor(8, 65, K), tensor(N, K)
-        yield f"shrink {r}", "lora_linear", lambda k, x=x, A=master: k.shrink(x, A), True
-        yield f"expand {r}", "lora_linear", lambda k, s=s, B=B, g=g: k.expand(s, B, tensor(N), g, 0.5), True
-        yield f"down {r}", "lora_linear", lambda k, s=s, x=x: k.backward_down(s, x), True
-        yield f"shrink pool {r}", "batched_lora", lambda k, x=tokens, A=pool: k.shrink(x, A, index), True
-        yield f"expand pool {r}", "batched_lora", lambda k, s=low, A=pool: k.expand(s, A, index), True
-        yield f"outer {r}", "batched_lora", lambda k, s=low, x=tokens: k.outer(s, x, index, 5), True
-        yield f"merge {r}", "merge_stochastic", lambda k, W=wide, A=A, B=B, g=g: k.merge(W, A, B, g, 1.0, 7), False
-        yield f"gate {r}", "rank_gate", lambda k, s=s: k.self_forward(s, 16, 0.01, 0.2), False
-        yield f"gate back {r}", "rank_gate", lambda k, s=s: k.self_backward(s, s, s.float(), 0.01, None), False
-        yield f"router {r}", "rank_gate", lambda k, s=s, g=g: k.router_forward(s, s, g, 8), False
-        yield f"router back {r}", "rank_gate", lambda k, s=s, g=g: k.router_backward(s, s, s, g, s.float()), False
+class Case(NamedTuple):
+    """A call of a launcher, and whether its kernel must reach the tensor cores."""
+
+    file: str
+    launcher: str
+    args: tuple[Any, ...]
+    settings: dict[str, Any]
+    tensor_cores: bool
+
+
+def case(at: str, *args: Any, tensor_cores: bool = False, **settings: Any) -> Case:
+    file, _, launcher = at.partition(".")
+    return Case(file, launcher, args, settings, tensor_cores)
+
+
+def by_rank(r: int) -> dict[str, Case]:
+    x, A, s, B, g = tensor(M, K), tensor(r, K), tensor(M, r), tensor(r, N), tensor(r, dtype=torch.float32)
+    pool, low, samples, index = tensor(5, r, K), tensor(8, 65, r), tensor(8, 65, K), torch.zeros(8, dtype=torch.int64)
+    return {
+        "shrink": case("lora_linear.shrink", x, A.float(), tensor_cores=True),
+        "expand": case("lora_linear.expand", s, B, tensor(N), g, 0.5, tensor_cores=True),
+        "down": case("lora_linear.backward_down", s, x, tensor_cores=True),
+        "pool shrink": case("batched_lora.shrink", samples, pool, index, tensor_cores=True),
+        "pool expand": case("batched_lora.expand", low, pool, index, tensor_cores=True),
+        "pool outer": case("batched_lora.outer", low, samples, index, 5, tensor_cores=True),
+        "merge": case("merge_stochastic.merge", tensor(N, K), A, B, g, 1.0, 7),
+        "gate": case("rank_gate.self_forward", s, 16, 0.01, 0.2),
+        "gate back": case("rank_gate.self_backward", s, s, s.float(), 0.01, None),
+        "router": case("rank_gate.router_forward", s, s, g, 8),
+        "router back": case("rank_gate.router_backward", s, s, s, g, s.float()),
+    }
+
+
+def others() -> dict[str, Case]:
     x, A, s, dy, B = tensor(M, K), tensor(16, K), tensor(M, 16), tensor(M, N), tensor(16, N)
-    yield "shrink dropout", "lora_linear", lambda k: k.shrink(x, A, dropout=0.1, seed=2**40), True
-    yield "expand dropout", "lora_linear", lambda k: k.expand(s, A, dropout=0.1, seed=5), True
-    yield "down dropout", "lora_linear", lambda k: k.backward_down(s, x, dropout=0.1, seed=5), True
-    yield "up", "lora_linear", lambda k: k.backward_up(dy, B, s, tensor(16), 0.5), True
-    yield "up 32", "lora_linear", lambda k: k.backward_up(dy, tensor(32, N), tensor(M, 32)), True
-    yield "up atomic", "lora_linear", lambda k: k.backward_up(dy, B, s, atomic=True), True
     f = [t.float() for t in (x, A, s, dy, B)]
-    yield "shrink fp32", "lora_linear", lambda k: k.shrink(f[0], f[1]), False
-    yield "expand fp32", "lora_linear", lambda k: k.expand(f[2], f[4]), False
-    yield "up fp32", "lora_linear", lambda k: k.backward_up(f[3], f[4], f[2]), False
-    yield "down fp32", "lora_linear", lambda k: k.backward_down(f[2], f[0]), False
-    task, gate = tensor(16, dtype=torch.int32), tensor(8, 4)
-    yield "weigh", "stacked_lora", lambda k: k.weigh(s, gate, task), False
-    yield "weigh back", "stacked_lora", lambda k: k.weigh_backward(s, s, 8), False
-    flat = tensor(4096, dtype=torch.float32)
-    steps = (flat, flat, flat, flat, tensor(1, dtype=torch.float32))
-    yield "adamw", "adamw_prox", lambda k: k.adamw(*steps, 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.01, 5, 4000), False
-    order = tensor(4096, dtype=torch.int64)
-    yield "groups", "adamw_prox", lambda k: k.group_threshold(flat, order, order[:9], 0.1), False
-    yield "project", "project_out", lambda k: k.project(tensor(K, N), tensor(K, 32), True), False
-    yield "project right", "project_out", lambda k: k.project(flat.view(64, 64), tensor(64, 100), False), False
+    flat, order = tensor(4096, dtype=torch.float32), tensor(4096, dtype=torch.int64)
+    adam = (flat, flat, flat, flat, tensor(1, dtype=torch.float32), 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.01, 5, 4000)
     packed = tensor(2048, dtype=torch.uint8)
-    yield "nf4", "nf4_linear", lambda k: k.dequantize(packed, flat[:64], 64, torch.bfloat16, flat[:16]), False
+    return {
+        "shrink dropout": case("lora_linear.shrink", x, A, dropout=0.1, seed=2**40, tensor_cores=True),
+        "expand dropout": case("lora_linear.expand", s, A, dropout=0.1, seed=5, tensor_cores=True),
+        "down dropout": case("lora_linear.backward_down", s, x, dropout=0.1, seed=5, tensor_cores=True),
+        "up": case("lora_linear.backward_up", dy, B, s, tensor(16), 0.5, tensor_cores=True),
+        "up 32": case("lora_linear.backward_up", dy, tensor(32, N), tensor(M, 32), tensor_cores=True),
+        "up atomic": case("lora_linear.backward_up", dy, B, s, atomic=True, tensor_cores=True),
+        "shrink fp32": case("lora_linear.shrink", f[0], f[1]),
+        "expand fp32": case("lora_linear.expand", f[2], f[4]),
+        "up fp32": case("lora_linear.backward_up", f[3], f[4], f[2]),
+        "down fp32": case("lora_linear.backward_down", f[2], f[0]),
+        "weigh": case("stacked_lora.weigh", s, tensor(8, 4), tensor(16, dtype=torch.int32)),
+        "weigh back": case("stacked_lora.weigh_backward", s, s, 8),
+        "adamw": case("adamw_prox.adamw", *adam),
+        "groups": case("adamw_prox.group_threshold", flat, order, order[:9], 0.1),
+        "project": case("project_out.project", tensor(K, N), tensor(K, 32), True),
+        "project right": case("project_out.project", flat.view(64, 64), tensor(64, 100), False),
+        "nf4": case("nf4_linear.dequantize", packed, flat[:64], 64, torch.bfloat16, flat[:16]),
+    }
 
 
-CASES = {name: rest for name, *rest in cases()}
+CASES = {
+    **{f"{name} 200": case for name, case in by_rank(200).items()},
+    **{f"{name} 16": case for name, case in by_rank(16).items() if name in ("shrink", "expand", "down")},
+    **others(),
+}
 
 
-def recorded(file: str, call: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch) -> Launch:
-    module, launches = import_module(f"clgym.kernels.{file}"), list[Launch]()
+def recorded(case: Case, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    module, launches = import_module(f"clgym.kernels.{case.file}"), list[Launch]()
     for name in [name for name in vars(module) if name.endswith("_kernel")]:
         monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
-    call(module)
+    getattr(module, case.launcher)(*case.args, **case.settings)
     (launch,) = launches
     return launch
 
@@ -150,8 +170,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", CASES)
 def test_it_compiles_and_fits(name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, call, tensor_cores = CASES[name]
-    launch = recorded(file, call, monkeypatch)
+    launch = recorded(CASES[name], monkeypatch)
     made = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=launch.options)
     assert made.metadata.shared <= SHARED[capability]
     cubin = tmp_path / "kernel.cubin"
@@ -168,4 +187,4 @@ def test_it_compiles_and_fits(name: str, capability: int, tmp_path: Path, monkey
         "mma.sync" in made.asm["ptx"],
     )
     assert int(spilled[2]) == 0, usage
-    assert bool(re.search(r"wgmma\.mma_async|mma\.sync", made.asm["ptx"])) >= tensor_cores
+    assert bool(re.search(r"wgmma\.mma_async|mma\.sync", made.asm["ptx"])) >= CASES[name].tensor_cores
