@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,16 +54,15 @@ class AdamWProx(torch.optim.Optimizer):
         super().__init__(params, settings | prox)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Take a step with the gradients at hand; parameters without one stay.
 
         Raises:
             SettingError: A threshold is negative.
         """
-        assert closure is None
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in trained]
+            grads = [p.grad for p in trained if p.grad is not None]
             states = [self._slots(p) for p in trained]
             shared: dict[str, Any] = {name: group[name] for name in ("lr", "eps", "weight_decay")}
             if len(trained) == 1:

@@ -27,9 +27,10 @@ from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
 from clgym.events import End, Event, Query, TaskEnd, Train
 from clgym.record import RunRecord, nullable, parquet, same_circumstances, same_run, sha256_of, sweep, write_atomic
-from clgym.registry import Room, find, make_agent, settings
+from clgym.registry import find, make_agent
 from clgym.registry import make as make_env
 from clgym.scorer import Report
+from clgym.settings import differing
 
 LONGEST_NAME = 150  # characters of a folder's name before it is cut; file systems allow 255 bytes
 
@@ -87,11 +88,11 @@ def run(
         record = RunRecord(
             clgym=clgym.__version__,
             scenario=env.scenario.spec.id,
-            scenario_settings=_changed("scenarios", scenario, chosen),
+            scenario_settings=differing("scenarios", scenario, chosen),
             source=env.scenario.source,
             backbone=env.scenario.backbone,
             agent=find("agents", agent).spec.id,
-            agent_settings=_changed("agents", agent, agent_settings),
+            agent_settings=differing("agents", agent, agent_settings),
             seed=seed,
             versions=versions(),
             hardware=hardware(device, precision),
@@ -163,22 +164,6 @@ def peak_memory() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _changed(room: Room, id: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from the defaults, as JSON gives them back."""
-    defaults = settings(room, find(room, id).spec.id)
-    given = {name: _as_json(name, value) for name, value in sorted(chosen.items())}
-    return {name: v for name, v in given.items() if name not in defaults or _as_json(name, defaults[name]) != v}
-
-
-def _as_json(name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise SettingError(
-            f"Expected {name} to be a JSON value; got {value!r}. Pass a finite number, text, truth value or list."
-        ) from error
 
 
 def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord, States | None]:

@@ -16,15 +16,16 @@ FLOORS = tuple(
     set(names.split())
     for names in (
         "errors events kernels",
-        "anytime backend bank batching formulary gating lowrank merging metrics nf4 ops philox projection prox record "
-        "spaces stacking",
-        "agent attention backbones checkpoint conformance contrast distil exchange folder frozen head hub hub_sets "
-        "images increments labels learner lookahead lora memory optim parts plan plots scenario scorer sources tuning "
-        "variants vit worlds",
+        "anytime formulary metrics ops record references spaces "
+        "backend bank batching gating lowrank merging nf4 philox projection prox stacking",
+        "agent attention backbones checkpoint conformance contrast distil folder frozen head hub hub_sets images "
+        "increments labels learner lookahead lora memory parts plan plots prompting scenario scorer sources tuning "
+        "variants vit worlds "
+        "exchange optim",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "leaderboard rescore runner",
-        "__init__ __main__ console doctor fetch gallery jobs",
+        "grid leaderboard rescore runner sweep sweep_here sweep_ray worker",
+        "__init__ __main__ console doctor fetch gallery jobs listing",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
