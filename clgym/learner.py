@@ -22,6 +22,7 @@ from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.optim import AdamWProx
 from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
@@ -192,9 +193,7 @@ class Learner(Agent):
             groups.append({"params": list(self.head.blocks), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-            )
+            self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""
