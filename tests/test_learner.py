@@ -104,9 +104,9 @@ def test_features_are_what_is_classified(id: str) -> None:
 
 
 def test_prompts_and_adapters_show_in_the_features() -> None:
-    env = clgym.make("CLIP-MTIL-v0", tasks=1, steps=2)
+    env: Any = clgym.make("CLIP-MTIL-v0", tasks=1, steps=2)
     for id in ("sequential_lora", "l2p", "dualprompt", "coda_prompt"):
-        agent = clgym.make_agent(id, env, device="cpu", lr=0.1)
+        agent: Any = clgym.make_agent(id, env, device="cpu", lr=0.1)
         event, _ = env.reset(seed=0)
         assert isinstance(event, Query)
         few = env.unwrapped.held_out(3)
