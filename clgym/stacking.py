@@ -227,7 +227,7 @@ def _weighed(s: Tensor, gate: Tensor | None, task: Tensor, kernel: bool) -> Tens
 
         return gating.weigh(s, gate.contiguous(), task)
     per_rank = gate.to(s.dtype).index_select(1, task)  # (G, R)
-    return (s.view(len(gate), len(s) // max(len(gate), 1), -1) * per_rank[:, None]).view(s.shape)
+    return (s.view(len(gate), len(s) // max(len(gate), 1), len(task)) * per_rank[:, None]).view(s.shape)
 
 
 def _gate_gradient(dh: Tensor, s: Tensor, gate: Tensor, task: Tensor, kernel: bool) -> Tensor:
@@ -237,7 +237,7 @@ def _gate_gradient(dh: Tensor, s: Tensor, gate: Tensor, task: Tensor, kernel: bo
 
         per_rank = gating.weigh_backward(dh, s.contiguous(), len(gate))  # (G, R)
     else:
-        per_rank = (dh * s).view(len(gate), len(s) // max(len(gate), 1), -1).sum(1)
+        per_rank = (dh * s).view(len(gate), len(s) // max(len(gate), 1), len(task)).sum(1)
     # A product with zeros and ones, as adding at indices is done in any order on CUDA.
     member = torch.eye(gate.shape[1], dtype=per_rank.dtype, device=gate.device)[task]  # (R, T)
     return (per_rank @ member).to(dh.dtype)
