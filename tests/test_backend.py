@@ -151,6 +151,17 @@ def test_an_unknown_op_is_refused_with_the_nearest(call: Callable[[], Any]) -> N
         call()
 
 
+def test_the_doctor_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clgym.doctor import kernels
+
+    (found,) = kernels()
+    assert (found.name, found.mark, found.fix) == ("ops on torch", "ok", "")
+    assert found.found == f"the tensors are on cpu, kernels run on CUDA: {', '.join(KERNELS)}"
+    monkeypatch.setenv("CLGYM_BACKEND", "triton")
+    with pytest.raises(BackendError, match="Expected lora_linear to run on backend 'triton'"):
+        list(kernels())
+
+
 def test_nothing_of_triton_is_imported_before_a_kernel_runs() -> None:
     code = """
 import sys, clgym

@@ -21,7 +21,7 @@ FLOORS = tuple(
         "agent attention backbones checkpoint conformance contrast distil folder frozen head hub hub_sets images "
         "increments labels learner lookahead lora memory parts plan plots prompting scenario scorer sources tuning "
         "variants vit worlds "
-        "exchange optim",
+        "exchange optim stack",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "grid leaderboard rescore runner sweep sweep_here sweep_ray worker",

@@ -34,7 +34,7 @@ def raw_calls() -> dict[str, tuple[Any, ...]]:
     return {
         "lora_linear": (x, W, b, A, Bt, g, 0.5, 0.2, 7),
         "lora_linear_backward": (dy, x, s, W, A, Bt, g, 0.5, 0.2, 7, True, True, True),
-        "stacked_lora": (x, W, b, A, Bt, gate, 0.5, OFFSETS),
+        "stacked_lora": (x, W, b, A, Bt, gate, 0.5, OFFSETS, True),
         "stacked_lora_backward": (dy, x, s, W, A, Bt, gate, 0.5, OFFSETS, 1, True, True, True, True),
         "rank_gate": (p, 2, 0.1, 0.2),
         "rank_gate_backward": (s, p, a, 0.1, None),
