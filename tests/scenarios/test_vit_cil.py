@@ -100,7 +100,7 @@ def test_other_orders() -> None:
 
     assert learned(order="coda") == list(whole.classes)
     three = class_order("coda", 100, 3, np.random.default_rng(0))
-    assert learned(order="coda", order_seed=3) == [whole.classes[c] for c in three]
+    assert learned(order="coda", coda_seed=3) == [whole.classes[c] for c in three]
     assert learned(0, order="drawn") != learned(1, order="drawn") != list(whole.classes)
     assert learned(0) == learned(1)
 
@@ -215,7 +215,7 @@ def test_the_hubs_images_are_seen_as_in_pilot(local_hub: dict[str, list[Any]]) -
         (A, {"splits": 10}, "Expected splits as one of 20, those of the paper; got 10."),
         (CIFAR, {"splits": -1}, "Expected splits to be 0 or more; got -1."),
         (CIFAR, {"order": "zscl"}, "Expected order as one of 'pilot', 'coda', 'drawn'; got 'zscl'."),
-        (CIFAR, {"order_seed": 2}, "Expected order_seed 0 with order 'pilot', which takes none; got 2."),
+        (CIFAR, {"coda_seed": 2}, "Expected coda_seed 0 with order 'pilot', which takes none; got 2."),
         (CIFAR, {"shift": "time"}, "Expected shift as one of 'class', 'domain', 'instance'; got 'time'."),
         (
             CIFAR,
