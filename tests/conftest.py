@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,86 @@ def one_thread() -> None:
 def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leave the user's downloads and caches alone."""
     os.environ["CLGYM_DATA"] = str(tmp_path_factory.mktemp("data"))
+
+
+DRILL = '''
+import os, signal, time
+from pathlib import Path
+import numpy as np
+from clgym.agent import Agent, AgentSpec
+from clgym.errors import SettingError
+
+class Drill(Agent):
+    """Answers the first class, or does as told.
+
+    Args:
+        setup: What is known of the stream.
+        fail: Raise this at the end of the first task.
+        die: Be killed at the end of the first task, unless this file is there already.
+        pause: Seconds that a batch takes.
+        say: Print this.
+        lr: Answer class ``lr``.
+        betas: Any.
+    """
+
+    spec = AgentSpec(id="drill-v0", title="Drill")
+
+    def __init__(self, setup, *, fail="", die="", pause=0.0, say="", lr=0.0, betas=(0.9, 0.99)):
+        super().__init__(setup)
+        if lr < 0:
+            raise SettingError(f"Expected lr of 0 or more; got {lr}. Raise it.")
+        self.fail, self.die, self.pause, self.lr = fail, die, pause, lr
+        if say:
+            print(say, flush=True)
+
+    def learn(self, event):
+        time.sleep(self.pause)
+
+    def end_task(self, event):
+        if self.fail:
+            raise ValueError(self.fail)
+        if self.die and not Path(self.die).exists():
+            Path(self.die).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def answer(self, event):
+        return np.full(len(event.inputs), int(self.lr) % len(event.candidates))
+
+class Picky(Drill):
+    """Refuses every stream."""
+
+    spec = AgentSpec(id="picky-v0", title="Picky")
+
+    def __init__(self, setup, *, lr=0.0):
+        raise SettingError("Expected images of 64 pixels; got 32. Choose another agent.")
+
+class Reader(Drill):
+    """Reads."""
+
+    spec = AgentSpec(id="reader-v0", title="Reader", modalities=("text",))
+'''
+POINTS = "[clgym.agents]\ndrill-v0 = drill:Drill\npicky-v0 = drill:Picky\nreader-v0 = drill:Reader\n"
+
+
+@pytest.fixture(scope="session")
+def drill_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an installed distribution of agents that do as told."""
+    folder = tmp_path_factory.mktemp("drill")
+    about = folder / "drill-0.dist-info"
+    about.mkdir()
+    (folder / "drill.py").write_text(DRILL)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: drill\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(POINTS)
+    return folder
+
+
+@pytest.fixture
+def drill(drill_package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0``, here and in processes that the test starts."""
+    from clgym.registry import entries
+
+    monkeypatch.syspath_prepend(drill_package)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(drill_package), os.environ.get("PYTHONPATH")])))
+    entries.cache_clear()
+    yield
+    entries.cache_clear()

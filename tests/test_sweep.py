@@ -1,0 +1,365 @@
+"""Sweeps on this machine; what a child does is done in this process where nothing depends on its being one."""
+
+from __future__ import annotations
+
+import _thread
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clgym import checkpoint
+from clgym.errors import SettingError
+from clgym.grid import Cell, cell, grid
+from clgym.record import RunRecord
+from clgym.runner import run
+from clgym.sweep import Outcome, Watch, finished, sweep
+from clgym.sweep_here import cores, slots_of
+from clgym.worker import Ending, Order, Player, Progress, play
+
+MTIL = "CLIP-MTIL-v0"
+SMALL = {"tasks": 2, "steps": 3}
+swept = partial(sweep, jobs=1, threads=1, device="cpu")
+
+
+def small(agents: str | Sequence[str], seeds: Sequence[int] = (0,), **chosen: Sequence[Any]) -> list[Cell]:
+    """A small grid; ``chosen`` are settings of the agent ``drill``."""
+    stage = {MTIL: {name: [value] for name, value in SMALL.items()}}
+    return grid(MTIL, agents, seeds, scenario_settings=stage, agent_settings={"drill": chosen} if chosen else None)
+
+
+def told(record: RunRecord) -> dict[str, Any]:
+    """What a record says but for circumstances."""
+    return record.model_dump(exclude={"resources", "hardware"})
+
+
+class Here:
+    """Plays in this process."""
+
+    played: list[str]
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.played.append(order.path)
+
+    def follow(self, tell: Callable[[Progress], None]) -> Ending:
+        tell(Progress(1, 20, "asking", 0.5))
+        try:
+            play(self.order, [])
+        except Exception as error:
+            return Ending("failed", type(error).__name__, str(error))
+        return Ending("finished")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Start no processes; return the paths of what is played."""
+    Here.played = []
+    monkeypatch.setattr("clgym.sweep_here.Player", Here)
+    return Here.played
+
+
+class Diary(Watch):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def on_plan(self, finished: Sequence[Cell], waiting: Sequence[Cell]) -> None:
+        self.words.append(f"{len(finished)} finished, {len(waiting)} waiting")
+
+    def on_progress(self, cell: Cell, progress: Progress) -> None:
+        self.words.append(f"{cell.seed} at {progress.position}")
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        self.words.append(f"{outcome.cell.seed} {'failed' if outcome.error else 'finished'}")
+
+    def on_stop(self) -> None:
+        self.words.append("stop")
+
+
+def test_a_sweep_plays_what_is_not_finished_and_nothing_twice(here: list[str], drill: None, tmp_path: Path) -> None:
+    diary = Diary()
+    first = swept(small("drill", [0, 1]), tmp_path, watch=diary)
+    assert diary.words == ["0 finished, 2 waiting", "0 at 1", "0 finished", "1 at 1", "1 finished"]
+    assert [outcome.folder for outcome in first] == [tmp_path / path for path in here]
+    diary.words.clear()
+    cells = small("drill", [2, 1, 0])
+    again = swept(cells, tmp_path, watch=diary)
+    assert [outcome.cell for outcome in again] == cells
+    assert diary.words == ["2 finished, 1 waiting", "2 at 1", "2 finished"]
+    assert len(here) == 3
+    assert again[2].record == first[0].record
+    swept(cells, tmp_path)
+    assert len(here) == 3
+
+
+def test_a_cells_path_is_where_its_run_is(here: list[str], drill: None, tmp_path: Path) -> None:
+    cells = small("drill", betas=[(0.5, 0.9)], say=["a, b", "1"])
+    outcomes = swept(cells, tmp_path)
+    assert [outcome.record and outcome.record.agent_settings for outcome in outcomes] == [
+        {"betas": [0.5, 0.9], "say": "a, b"},
+        {"betas": [0.5, 0.9], "say": "1"},
+    ]
+    assert {path.parent.relative_to(tmp_path) for path in tmp_path.rglob("run.json")} == {one.path for one in cells}
+
+
+def test_a_failing_cell_stops_no_other(here: list[str], drill: None, tmp_path: Path) -> None:
+    cells = small("drill", fail=["no such thing", ""])
+    failed, good = swept(cells, tmp_path)
+    assert (failed.record, failed.kind, failed.error) == (None, "ValueError", "no such thing")
+    assert failed.log == tmp_path / cells[0].path / "log.txt"
+    assert good.record is not None
+    assert good.record.status == "finished"
+    assert len(here) == 2
+    swept(cells, tmp_path)
+    assert here[2:] == [str(cells[0].path)]
+
+
+def test_a_damaged_run_fails_with_the_name_of_the_file(here: list[str], drill: None, tmp_path: Path) -> None:
+    (one,) = small("drill")
+    swept([one], tmp_path)
+    (tmp_path / one.path / "predictions.parquet").write_bytes(b"PAR1")
+    assert finished(one, tmp_path) is None
+    (outcome,) = swept([one], tmp_path)
+    assert outcome.kind == "RecordError"
+    assert "predictions.parquet with sha256" in outcome.error
+
+
+def test_a_run_that_is_not_here_is_said_to_be_elsewhere(
+    here: list[str], drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Here, "follow", lambda self, tell: Ending("finished"))
+    (outcome,) = swept(small("drill"), tmp_path)
+    assert outcome.error == (
+        f"Expected the finished run in {outcome.folder}; got none. Choose a folder that all nodes share."
+    )
+
+
+def test_a_folder_that_cannot_be_written_fails(drill: None, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (outcome,) = swept(small("drill"), tmp_path / "file")
+    assert outcome.kind == "NotADirectoryError"
+
+
+def test_an_error_of_our_own_is_raised_once_nothing_is_played(
+    here: list[str], drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Here, tell: object) -> Ending:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Here, "follow", broken)
+    with pytest.raises(ZeroDivisionError):
+        swept(small("drill"), tmp_path)
+
+
+def test_an_empty_sweep(tmp_path: Path) -> None:
+    assert sweep([], tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["jobs", "threads", "gpus"])
+def test_numbers_are_not_negative(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=f"Expected {name} of 0 or more; got -1. Leave it out for the default."):
+        sweep([], tmp_path, **{name: -1})
+
+
+def test_an_unknown_device_is_refused_before_anything_is_played(here: list[str], drill: None, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="Expected device 'auto', 'cpu' or 'cuda'; got 'tpu'"):
+        sweep(small("drill"), tmp_path, device="tpu")
+    assert here == []
+
+
+def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slots_of(0, "cpu") == [""] * cores()
+    assert slots_of(3, "cpu") == ["", "", ""]
+    monkeypatch.setattr("clgym.sweep_here.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert slots_of(0, "auto") == ["0", "1"]
+    assert slots_of(3, "auto") == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
+    assert slots_of(0, "cuda") == ["4", "GPU-5", "6"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    assert slots_of(2, "cuda") == ["", ""]
+
+
+def test_an_order_names_threads_and_gpu() -> None:
+    order = Order("runs", "cpu", "fp32", 60.0, 3, ".", gpu="4")
+    assert order.environment["OMP_NUM_THREADS"] == "3"
+    assert order.environment["CUDA_VISIBLE_DEVICES"] == "4"
+
+
+@pytest.mark.parametrize(("jobs", "threads", "each"), [(1, 0, cores()), (1, 5, 5), (2 * cores(), 0, 1)])
+def test_threads_are_cores_by_jobs(
+    jobs: int, threads: int, each: int, drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[Order] = []
+    monkeypatch.setattr("clgym.sweep.play_here", lambda found, *more: orders.extend(found) or 1 / 0)  # type: ignore[func-returns-value]
+    with pytest.raises(ZeroDivisionError):
+        sweep(small("drill"), tmp_path, jobs=jobs, threads=threads, device="cpu")
+    assert [order.threads for order in orders] == [each]
+
+
+@pytest.fixture(scope="module")
+def interrupted(drill_package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Path, list[str]]:
+    """A run of 60 steps, played by a child with one thread and stopped by Ctrl-C; what the sweep said of it."""
+    out = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(drill_package)
+        patch.setenv("PYTHONPATH", str(drill_package), prepend=":")
+        from clgym.registry import entries
+
+        entries.cache_clear()
+        one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60}, agent_settings={"pause": 0.02})
+
+        class Hand(Diary):
+            def on_progress(self, cell: Cell, progress: Progress) -> None:
+                if progress.position > 20 and "ctrl-c" not in self.words:
+                    self.words.append("ctrl-c")
+                    _thread.interrupt_main()
+
+        diary = Hand()
+        with pytest.raises(KeyboardInterrupt):
+            swept([one, small("drill")[0]], out, watch=diary)
+        entries.cache_clear()
+    return one, out, diary.words
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_starts_nothing_more(interrupted: tuple[Cell, Path, list[str]]) -> None:
+    one, out, words = interrupted
+    assert words == ["0 finished, 2 waiting", "ctrl-c", "stop"]
+    newest = max(path.name for path in (out / one.path / "checkpoint").iterdir())
+    assert 20 < int(newest[:9]) < 134
+    assert [path.parent for path in out.rglob("run.json")] == [out / one.path]
+    assert not list(out.rglob("log.txt"))
+
+
+def test_a_sweep_continues_with_the_threads_it_began_with(
+    interrupted: tuple[Cell, Path, list[str]], here: list[str], drill: None
+) -> None:
+    one, out, _ = interrupted
+    with pytest.raises(SettingError) as caught:
+        sweep([one], out, jobs=1, threads=2, device="cpu")
+    assert str(caught.value) == (
+        f"Expected 1 threads, as the unfinished run in {out / one.path} began with; got 2. "
+        "Add --threads 1 (threads=1), or delete that folder to start it again."
+    )
+    assert here == []
+
+
+def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(
+    interrupted: tuple[Cell, Path, list[str]], here: list[str], drill: None, tmp_path: Path
+) -> None:
+    one, out, _ = interrupted
+    shutil.copytree(out, tmp_path / "copy")
+    (outcome,) = swept([one], tmp_path / "copy")
+    whole = run(MTIL, "drill", 0, scenario_settings={"tasks": 2, "steps": 60}, out=tmp_path, device="cpu", pause=0.02)
+    assert outcome.record is not None
+    assert told(outcome.record) == told(whole)
+
+
+def test_a_damaged_checkpoint_is_told_by_its_run(
+    interrupted: tuple[Cell, Path, list[str]], here: list[str], drill: None, tmp_path: Path
+) -> None:
+    one, out, _ = interrupted
+    shutil.copytree(out, tmp_path / "copy")
+    (tmp_path / "copy" / one.path / "run.json").write_text("{")
+    (outcome,) = swept([one], tmp_path / "copy")
+    assert outcome.kind == "RecordError"
+    assert checkpoint.exists(tmp_path / "copy" / one.path / "checkpoint")
+
+
+@pytest.mark.parametrize("second", ["stop", "on_stop", "wait"])
+def test_a_second_ctrl_c_does_not_wait(
+    second: str, drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it comes: while runs are told to stop, while that is said, or while they are waited for."""
+
+    def ctrl_c(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    class Stubborn(Here):
+        killed = threading.Event()
+
+        def __init__(self, order: Order) -> None:
+            self.order = order
+
+        def follow(self, tell: Callable[[Progress], None]) -> Ending:
+            tell(Progress(1, 20, "asking", 0.5))
+            assert self.killed.wait(timeout=20)
+            return Ending("died")
+
+        def stop(self) -> None:
+            if second == "stop":
+                ctrl_c()
+
+        def kill(self) -> None:
+            self.killed.set()
+
+    monkeypatch.setattr("clgym.sweep_here.Player", Stubborn)
+    if second == "wait":
+        monkeypatch.setattr("clgym.sweep_here.wait", ctrl_c)
+    watch = Watch()
+    monkeypatch.setattr(watch, "on_progress", ctrl_c)
+    if second == "on_stop":
+        monkeypatch.setattr(watch, "on_stop", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        swept(small("drill"), tmp_path, watch=watch)
+    assert Stubborn.killed.is_set()
+
+
+def order_of(one: Cell, out: Path, threads: int = 2) -> Order:
+    return Order(
+        *(str(out), "cpu", "fp32", 60.0, threads, str(out / "not here")),
+        one.scenario,
+        one.agent,
+        one.seed,
+        [f"{name}={value}" for name, value in one.scenario_settings.items()],
+        [f"{name}={value}" for name, value in one.agent_settings.items()],
+        str(one.path),
+    )
+
+
+def test_a_child_that_is_killed_leaves_its_last_words_to_others(drill: None, tmp_path: Path) -> None:
+    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"die": str(tmp_path / "died")})
+    told: list[Progress] = []
+    ending = Player(order_of(one, tmp_path)).follow(told.append)
+    assert (ending.state, ending.kind) == ("died", "WorkerError")
+    assert ending.error == (
+        "Expected a process that plays to the end; got one that SIGKILL ended. Start the sweep again. "
+        "If memory ran out, play fewer runs at a time."
+    )
+    assert {progress.length for progress in told} == {20}
+
+
+def test_a_child_plays_alone(drill: None, tmp_path: Path) -> None:
+    """With its own threads, its words in its log, and the record that a run in this process has."""
+    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"say": "heard"})
+    order = order_of(one, tmp_path)
+    assert Player(order).follow(lambda progress: None) == Ending("finished")
+    assert order.log.read_text() == "heard\n"
+    record = finished(one, tmp_path)
+    assert record is not None
+    assert record.hardware["threads"] == 2
+    assert told(record) == told(run(MTIL, "drill", 0, scenario_settings=SMALL, out=tmp_path / "b", say="heard"))
+
+
+def test_a_child_that_fails_tells_its_parent_and_its_log(drill: None, tmp_path: Path) -> None:
+    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"fail": "no such thing"})
+    order = order_of(one, tmp_path)
+    assert Player(order).follow(lambda progress: None) == Ending("failed", "ValueError", "no such thing")
+    assert "Traceback" in order.log.read_text()
+
+
+def test_a_child_without_its_parent_ends(drill: None, tmp_path: Path) -> None:
+    one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60}, agent_settings={"pause": 10.0})
+    player = Player(order_of(one, tmp_path))
+    player._child.stdin.close()  # type: ignore[union-attr]  # as the system does when a process is gone
+    assert player.follow(lambda progress: None).error == (
+        "Expected a process that plays to the end; got exit code 1. Read its log."
+    )
