@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clgym.agent import AgentSpec, Footprint, Setup
-from clgym.backbones import Encoders
+from clgym.attention import Encoders
 from clgym.events import TaskStart
 from clgym.learner import Learner, learning_rate
 from clgym.tuning import tune_encoders

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
-from clgym.backbones import Encoders
+from clgym.attention import Encoders
 from clgym.distil import distillation
 from clgym.errors import SettingError
 from clgym.events import TaskStart
@@ -97,22 +97,22 @@ class LwF(Learner):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy and the distillation from the model before the task."""
-        texts = self.training_texts(self._now().prompts)
+        texts = self.training_rows(self._now().prompts)
         z = self.backbone.encode_images(images)  # (B, d)
-        loss = F.cross_entropy(self.scale * z @ texts.T, targets, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(self.classify(z, texts), targets, label_smoothing=self.label_smoothing)
         heads = self.earlier if self.over == "earlier" else [self._now().prompts]
         if not heads or not self.weight:
             return loss
         with self.weights.replaced(self.before):
             old = self.backbone.encode_images(images)  # (B, d)
             if not self._texts_before:
-                self._texts_before = [self.backbone.class_features(p, ensemble=False) for p in heads]
-        teacher = [self.scale * old @ t.T for t in self._texts_before]  # one (B, C_k) a task
+                self._texts_before = [self.fresh_rows(p, ensemble=False) for p in heads]
+        teacher = [self.classify(old, t) for t in self._texts_before]  # one (B, C_k) a task
         if self.over == "current":
-            logits = self.scale * z @ self._texts_before[0].T  # (B, C)
+            logits = self.classify(z, self._texts_before[0])  # (B, C)
             return loss + self.weight * (self._kd(logits, teacher[0]) + self._kd(logits.T, teacher[0].T))
-        every = self.training_texts(tuple(classes for prompts in heads for classes in prompts))
-        student = torch.split(self.scale * z @ every.T, [len(prompts) for prompts in heads], dim=1)
+        every = self.earlier_rows(tuple(classes for prompts in heads for classes in prompts))
+        student = torch.split(self.classify(z, every), [len(prompts) for prompts in heads], dim=1)
         return loss + self.weight * torch.stack([self._kd(s, t) for s, t in zip(student, teacher, strict=True)]).sum()
 
     def _kd(self, student: Tensor, teacher: Tensor) -> Tensor:

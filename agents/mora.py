@@ -6,73 +6,29 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
-from clgym.backbones import Encoders
+from clgym.attention import Encoders
+from clgym.contrast import text_to_image_weight, two_way_loss
 from clgym.errors import SettingError
 from clgym.events import TaskStart, Train
 from clgym.learner import Learner, learning_rate
 from clgym.lora import LoRALinear, LoRASet
-
-
-def activations(responses: Tensor, topk: int, temperature: float, delta: float | None = None) -> Tensor:
-    """Return how far each rank-1 expert is active, from the experts' own responses.
-
-    The scores are ``s = p / |p|_2`` over the experts. The softmax of ``s / temperature`` is taken among the
-    ``topk`` largest, signed; of equal scores the one of lower index comes first (arXiv:2506.21035).
-
-    Args:
-        responses: ``p = A x``, ``(..., R)``.
-        topk: Most experts active at once.
-        temperature: Of the softmax, above 0; lower is sparser.
-        delta: At evaluation, experts of a lower score are silenced and the others stay as they are.
-
-    Returns:
-        ``(..., R)``, not negative; without ``delta`` each row sums to 1.
-
-    Example:
-        >>> activations(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0).round(decimals=4)
-        tensor([0.6457, 0.0000, 0.3543])
-        >>> activations(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0, delta=0.5).round(decimals=4)
-        tensor([0.6457, 0.0000, 0.0000])
-    """
-    scores = F.normalize(responses.float(), dim=-1)
-    if topk < scores.shape[-1]:
-        chosen = largest(scores.detach(), topk)
-        among = (scores.gather(-1, chosen) / temperature).softmax(dim=-1)
-        active = torch.zeros_like(scores).scatter(-1, chosen, among)
-    else:
-        active = (scores / temperature).softmax(dim=-1)
-    return active if delta is None else active.masked_fill(scores < delta, 0.0)
-
-
-def largest(scores: Tensor, k: int) -> Tensor:
-    """Return where the ``k`` largest of each row are, int64 ``(..., k)``; of equal ones the first.
-
-    >>> largest(torch.tensor([1.0, 2.0, 1.0, 1.0]), 2).tolist()
-    [1, 0]
-    """
-    values, chosen = scores.topk(k, dim=-1)
-    least = values[..., -1:]
-    # Of values that are equal, topk takes any; a stable sort takes the first, but takes longer.
-    if ((scores == least).sum(-1) > (values == least).sum(-1)).any():
-        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return chosen
+from clgym.ops import expert_linear
 
 
 class ExpertLinear(nn.Module):
     """A frozen linear layer beside a bank of frozen rank-1 experts and the fresh ones of a branch.
 
-    ``y = W x + b + B (a * p)`` with ``p = A x`` and ``a = activations(p)``: the value of an expert is
-    multiplied by its raw response. ``A`` and ``B`` hold the experts of all tasks, oldest first; those of old
+    ``y = W x + b + B (a * p)`` with ``p = A x`` and ``a`` of :func:`clgym.ops.rank_gate`: the value of an expert
+    is multiplied by its raw response. ``A`` and ``B`` hold the experts of all tasks, oldest first; those of old
     tasks are one tensor each. In training mode ``delta`` is not applied.
 
     Args:
         fresh: The adapted layer; its branch holds the experts in training.
-        topk: See :func:`activations`.
-        temperature: See :func:`activations`.
-        delta: See :func:`activations`.
+        topk: See :func:`clgym.ops.rank_gate`.
+        temperature: See :func:`clgym.ops.rank_gate`.
+        delta: See :func:`clgym.ops.rank_gate`.
     """
 
     keys: Tensor
@@ -100,13 +56,11 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        p = torch.cat([F.linear(x, self.keys), F.linear(x, self.fresh.A)], dim=-1)  # (..., R)
-        a = activations(p, self.topk, self.temperature, None if self.training else self.delta)
-        h = a * p
-        old, new = h[..., : len(self.keys)], h[..., len(self.keys) :]
-        # The bank takes no gradient, so the two products are apart.
-        y: Tensor = self.fresh.base(x) + (old @ self.values + new @ self.fresh.Bt)
-        return y
+        delta = None if self.training else self.delta
+        base, bank, fresh = self.fresh.base, (self.keys, self.values), (self.fresh.A, self.fresh.Bt)
+        return expert_linear(
+            *(x, base.weight, base.bias, bank, *fresh), topk=self.topk, temperature=self.temperature, delta=delta
+        )
 
 
 def add_experts(lora: LoRASet, topk: int, temperature: float, delta: float) -> dict[str, ExpertLinear]:
@@ -134,7 +88,7 @@ class MoRA(Learner):
         temperature: Of the softmax over scores.
         delta: Least score of an active expert at evaluation; scores shrink as the bank grows.
         lr: Peak learning rate of AdamW; ``None`` is 5e-4 on a real model and 2e-3 on the tiny CLIP.
-        text_to_image: Weight of the text-to-image term.
+        text_to_image: Weight of the text-to-image term; ``None`` is 1 on a real model and 0.2 on the tiny CLIP.
         targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -151,7 +105,8 @@ class MoRA(Learner):
         departs=(
             "Text rows of old classes are not encoded: the released loss masks or zeroes every term they stand in, and "
             "counts them in one average. Of equal scores the lower index is taken. On the tiny CLIP the learning rate "
-            "is its own."
+            "is its own, and the text-to-image term has a fifth of its weight, which keeps its proportion to the first "
+            "term: it grows with images per class of a batch."
         ),
         mergeable=False,
     )
@@ -165,7 +120,7 @@ class MoRA(Learner):
         temperature: float = 0.01,
         delta: float = 0.2,
         lr: float | None = None,
-        text_to_image: float = 1.0,
+        text_to_image: float | None = None,
         targets: Encoders = "all",
         ensemble: bool = True,
     ) -> None:
@@ -178,7 +133,7 @@ class MoRA(Learner):
                 f"Expected temperature above 0 and topk of 1 or more; got {temperature} and {topk}. "
                 "The paper has 0.01 and 16."
             )
-        self.text_to_image = text_to_image
+        self.text_to_image = text_to_image_weight(text_to_image, setup)
         self.lora = self.adapt(r=r, targets=targets)
         self.experts = add_experts(self.lora, max(topk, 2), temperature, delta)
         self.tasks, self.old_classes = 0, 0
@@ -201,15 +156,8 @@ class MoRA(Learner):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return ``CE(image -> current text) + CE(text -> image)``, the second averaged over old and new rows."""
-        texts = self.training_texts(self._now().prompts)
-        logits = self.logits(images, texts)  # (B, C)
-        loss = F.cross_entropy(logits, targets)
-        if self.text_to_image:
-            match = F.one_hot(targets, len(texts)).T  # (C, B)
-            # Rows of old and of absent classes match no image of the batch: they only count in the average.
-            rows = self.old_classes + len(texts)
-            loss = loss - self.text_to_image * (match * logits.T.log_softmax(dim=1)).sum() / rows
-        return loss
+        logits = self.logits(images, self.training_rows(self._now().prompts))
+        return two_way_loss(logits, targets, self.old_classes, self.text_to_image)
 
     def end(self) -> None:
         """Count the classes learned."""
@@ -220,6 +168,9 @@ class MoRA(Learner):
         assert self.lora is not None
         kept = self.tasks * self.lora.trainable_count
         return Footprint(self.lora.trainable_count, kept, kept)
+
+    def matrices(self) -> None:
+        """Offer no weights: which experts act depends on the input."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the experts and the counts; the frozen weights never change."""

@@ -53,6 +53,7 @@ class RAIL(Learner):
             "temperature: only their order is the paper's. That commit's configuration fuses 0.9."
         ),
         mergeable=False,
+        needs_text=True,
     )
 
     def __init__(
@@ -109,7 +110,7 @@ class RAIL(Learner):
         images, _ = self.to_device(event.inputs, None)
         with self.autocast:
             features = self.backbone.encode_images(images)
-            logits = self.scale * features @ self.text_features(event.prompts, self.ensemble).T
+            logits = self.scale * features @ self.class_rows(event.prompts, self.ensemble).T
         logits = logits.float()
         columns = torch.tensor([self.columns.get(prompts, -1) for prompts in event.prompts], device=self.device)
         taught = columns >= 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from clgym.agent import AgentSpec, Setup
-from clgym.backbones import Encoders
+from clgym.attention import Encoders
 from clgym.events import TaskStart
 from clgym.learner import Learner, learning_rate
 

@@ -24,6 +24,7 @@ class ZeroShot(Learner):
         title="Zero-shot CLIP",
         paper="arXiv:2103.00020",
         family="baseline",
+        needs_text=True,
     )
 
     def __init__(self, setup: Setup, *, ensemble: bool = True) -> None:

@@ -14,7 +14,8 @@ from clgym.distil import distillation
 from clgym.errors import SettingError
 from clgym.events import TaskStart
 from clgym.images import ArrayImages, EncodedImages, FileStore
-from clgym.learner import Learner, agent_seed, learning_rate
+from clgym.learner import Learner, learning_rate
+from clgym.seeds import agent_seed
 from clgym.tuning import grouped, regrouped, tune_encoders
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -63,6 +64,7 @@ class ZSCL(Learner):
             "of a task, which is the paper's 100 of 1000 steps; the released loop samples once more, after the first "
             "step. One learning rate for all tasks, where the scripts have 5e-5 for Aircraft and MNIST."
         ),
+        needs_text=True,
     )
 
     def __init__(
@@ -127,7 +129,7 @@ class ZSCL(Learner):
     def reference_texts(self) -> Tensor:
         """Return the pre-trained features of the reference texts ``(texts, d)``; the weights must be its."""
         if self.taught is None:
-            self.taught = self.backbone.encode_texts(self.texts)
+            self.taught = self.clip.encode_texts(self.texts)
         return self.taught
 
     def after_step(self) -> None:
@@ -183,5 +185,5 @@ def read_reference(folder: str, size: int) -> Reference:
             f"Expected reference to be a folder with images and captions.txt; got {folder!r} with {len(found)} images "
             f"and {len(texts)} texts. Give one, such as ImageNet's images and captions of Conceptual Captions."
         )
-    images = EncodedImages(FileStore(tuple(found)), np.zeros(len(found), np.int64), size, flip=False)
+    images = EncodedImages(FileStore(tuple(found)), np.zeros(len(found), np.int64), size)
     return images, tuple(dict.fromkeys(texts))

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from clgym.backbones import lora_targets, unfold_attention
+from clgym.attention import lora_targets, unfold_attention
 from clgym.lora import adapt
 from clgym.worlds import tiny_clip
 

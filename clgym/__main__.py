@@ -15,7 +15,8 @@ from typer.core import TyperCommand
 
 import clgym
 from clgym.console import emit, fail_with, matrix_table, metrics_table, note, percent, plain_table, stdout
-from clgym.errors import ClgymError, NotRegisteredError, SettingError
+from clgym.errors import ClgymError, NotRegisteredError
+from clgym.listing import listing
 from clgym.options import AsJson, Runs
 from clgym.registry import Room, entries, find
 from clgym.run_verb import run
@@ -73,7 +74,7 @@ def _options(
 
 @verb
 def list_(
-    kind: Annotated[str, typer.Option(help="Only this kind of scenario or family of agent.")] = "",
+    kind: Annotated[str, typer.Option(help="Only scenarios that are or can be made this kind, or this family.")] = "",
     agents: Annotated[bool, typer.Option("--agents", help="Only agents.")] = False,
     scenarios: Annotated[bool, typer.Option("--scenarios", help="Only scenarios.")] = False,
     as_json: AsJson = False,
@@ -81,24 +82,7 @@ def list_(
     """List scenarios and agents."""
     rooms: list[Room] = ["scenarios"] if scenarios or not agents else []
     rooms += ["agents"] if agents or not scenarios else []
-    found: dict[str, list[dict[str, str]]] = {room: [] for room in rooms}
-    for room in rooms:
-        for id, entry in entries(room).items():
-            of = entry.spec.kind if room == "scenarios" else entry.spec.family
-            found[room].append({"id": id, "title": entry.spec.title, "kind": of, "paper": entry.spec.paper})
-    kinds = sorted({row["kind"] for rows in found.values() for row in rows})
-    if kind and kind not in kinds:
-        raise SettingError(str(NotRegisteredError.among("kind", kind, kinds)))
-    shown = {room: [row for row in rows if kind in ("", row["kind"])] for room, rows in found.items()}
-    tables = [
-        plain_table(
-            [room, "title", "kind" if room == "scenarios" else "family", "paper"],
-            [*(list(row.values()) for row in rows), [""] * 4],
-            whole=(0, 3),
-        )
-        for room, rows in shown.items()
-        if rows
-    ]
+    shown, tables = listing(rooms, kind)
     emit(shown, as_json, *tables)
 
 
@@ -265,12 +249,13 @@ def download(
 ) -> None:
     """Fetch the data and the model that a scenario's source "hub" needs."""
     from clgym.fetch import fetch, needs
-    from clgym.hub import SETS
+    from clgym.hub_sets import SETS
 
     wanted = needs(scenario)
     payload = asdict(wanted)
     rows = [
-        [name, data.repo, data.licence, "here" if name in wanted.here else "missing"] for name, data in SETS.items()
+        [name, SETS[name].repo, SETS[name].licence, "here" if name in wanted.here else "missing"]
+        for name in sorted((*wanted.here, *wanted.missing), key=list(SETS).index)
     ]
     title = f"{wanted.scenario} needs, besides the model {wanted.backbone}:\n"
     table = plain_table(["data set", "hub", "licence", "state"], rows, whole=(0, 1))

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from clgym.errors import UnsupportedEventError
-from clgym.events import Answer, End, Event, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, End, Event, Inputs, Query, TaskEnd, TaskStart, Train
+
+EMBEDDED_CLIP, EMBEDDED_VIT, TIMM = "embedded/tiny-clip", "embedded/tiny-vit", "timm/"
+
+
+def reads_text(backbone: str) -> bool:
+    """Return whether a backbone has a text encoder, from its name alone.
+
+    >>> reads_text("ViT-B-16/openai"), reads_text("embedded/tiny-vit")
+    (True, False)
+    """
+    return backbone != EMBEDDED_VIT and not backbone.startswith(TIMM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,7 @@ class AgentSpec:
         modalities: What inputs it takes.
         stores_samples: Whether training samples survive their event.
         needs_task_id: Whether a query must say its task.
+        needs_text: Whether the backbone must read texts, as CLIP does and a plain vision transformer does not.
         mergeable: Whether inference costs no more than the backbone's.
     """
 
@@ -36,6 +49,7 @@ class AgentSpec:
     modalities: tuple[str, ...] = ("image",)
     stores_samples: bool = False
     needs_task_id: bool = False
+    needs_text: bool = False
     mergeable: bool = True
 
 
@@ -59,10 +73,15 @@ class Setup:
     device: str = "auto"
     precision: str = "fp32"
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the backbone has a text encoder."""
+        return reads_text(self.backbone)
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What an agent costs besides time.
+    """What an agent costs besides time; the classifier that a vision transformer needs with any method is left out.
 
     Attributes:
         trainable: Parameters trained in the current task.
@@ -141,3 +160,20 @@ class Agent(ABC):
     def footprint(self) -> Footprint:
         """Return what the agent costs besides time."""
         return Footprint()
+
+    def features(self, inputs: Inputs) -> Array | None:
+        """Return the features ``(B, d)`` that the classifier reads, for :mod:`clgym.whitebox`; ``None`` offers none.
+
+        This and the two methods below change nothing in the agent, and see no labels.
+        """
+        del inputs
+        return None
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        """Return the hidden units' mean absolute values over tokens, ``(B, units)`` by layer; ``None`` offers none."""
+        del inputs
+        return None
+
+    def matrices(self) -> Iterable[Array] | None:
+        """Return the network's parameters as they act now, one array each; ``None`` offers none."""
+        return None

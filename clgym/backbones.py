@@ -1,30 +1,28 @@
-"""Frozen pre-trained models: loading, encoding, and the form in which adapters reach every linear layer."""
+"""Frozen pre-trained models by name: CLIP, which reads texts too, and plain vision transformers."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clgym.errors import NotRegisteredError, SettingError, SourceMissingError
+from clgym.agent import EMBEDDED_CLIP, reads_text
+from clgym.errors import NotRegisteredError, SourceMissingError
+from clgym.frozen import FrozenModel
+from clgym.vit import ViTBackbone, download_vit, load_vit
 
-Encoders = Literal["all", "vision", "text"]
-
-EMBEDDED = "embedded/tiny-clip"
-_LINEARS = re.compile(r"(?:.*\.)?resblocks\.\d+\.(?:attn\.(?:q|k|v|out)_proj|mlp\.c_(?:fc|proj))")
+Backbone: TypeAlias = "ClipBackbone | ViTBackbone"
 _PROMPTS_AT_ONCE = 1024
 
 
-class ClipBackbone(nn.Module):
-    """A frozen CLIP with its tokenizer and pixel statistics; gradients flow through it to adapters.
+class ClipBackbone(FrozenModel):
+    """A frozen CLIP with its tokenizer and pixel statistics.
 
     Args:
         name: As :func:`load_clip` knows it.
@@ -32,12 +30,8 @@ class ClipBackbone(nn.Module):
         tokenizer: Maps a list of N texts to token numbers ``(N, context)``.
         mean: Of each colour channel, for pixels in [0, 1].
         std: Of each colour channel, for pixels in [0, 1].
-        weights: The file that the model came from, for :attr:`sha256`.
+        weights: The file that the model came from, for the fingerprint.
     """
-
-    model: Any
-    mean: Tensor
-    inverse: Tensor
 
     def __init__(
         self,
@@ -50,36 +44,21 @@ class ClipBackbone(nn.Module):
         weights: Path | None = None,
     ) -> None:
         """Freeze the model."""
-        super().__init__()
         open_clip_model: Any = model  # it has no types, and its attributes are not nn.Module's
-        at = open_clip_model.logit_scale.device
         side = open_clip_model.visual.image_size
-        self.image_size = int(side[0] if isinstance(side, tuple) else side)
-        self.embed_dim = int(open_clip_model.visual.output_dim)
+        super().__init__(
+            name,
+            model,
+            image_size=int(side[0] if isinstance(side, tuple) else side),
+            embed_dim=int(open_clip_model.visual.output_dim),
+            mean=mean,
+            std=std,
+            weights=weights,
+        )
         self.logit_scale = float(open_clip_model.logit_scale.detach())
-        self.name, self.tokenizer, self.weights = name, tokenizer, weights
-        self.model = model.requires_grad_(False).eval()
-        self.register_buffer("mean", torch.tensor(mean, device=at).view(3, 1, 1) * 255, persistent=False)
-        inverse = 1 / (torch.tensor(std, device=at).view(3, 1, 1) * 255)
-        self.register_buffer("inverse", inverse, persistent=False)
-        self._sha256: str | None = None
+        self.tokenizer = tokenizer
         self._tokens: dict[str, Tensor] = {}
         self._last: tuple[tuple[str, ...], Tensor] | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.mean.device
-
-    @property
-    def sha256(self) -> str:
-        """Fingerprint of the pre-trained weights: of their file, else of the state at the first use.
-
-        The file's does not change with training; ask for the state's before the model is adapted.
-        """
-        if self._sha256 is None:
-            self._sha256 = _hash_file(self.weights) if self.weights else _hash_state(self.model)
-        return self._sha256
 
     def encode_images(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Encode pictures.
@@ -93,15 +72,7 @@ class ClipBackbone(nn.Module):
         Raises:
             SettingError: The pictures are of another type or shape.
         """
-        raw = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
-        side = self.image_size
-        if raw.dtype != torch.uint8 or raw.shape[1:] != (side, side, 3):
-            raise SettingError(
-                f"Expected uint8 pictures of shape (B, {side}, {side}, 3); got {raw.dtype} of shape "
-                f"{tuple(raw.shape)}. Resize them in the source, and keep the channels last."
-            )
-        pixels = raw.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.mean.dtype)
-        features: Tensor = self.model.encode_image(pixels.sub_(self.mean).mul_(self.inverse))
+        features: Tensor = self.model.encode_image(self.pixels(images))
         return F.normalize(features.float(), dim=-1)
 
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
@@ -146,107 +117,20 @@ class ClipBackbone(nn.Module):
         return self._last[1]
 
 
-class UnfoldedAttention(nn.Module):
-    """Attention with four linear layers that adapters can replace, called like ``nn.MultiheadAttention``.
+def load_backbone(name: str, device: str | torch.device = "auto") -> Backbone:
+    """Load a pre-trained model from this machine, never from the network.
 
     Args:
-        fused: The layer to replace; its weights are taken over.
+        name: What :func:`load_clip` or :func:`clgym.vit.load_vit` knows.
+        device: ``"auto"`` takes the GPU if there is one.
 
     Raises:
-        SettingError: ``fused`` has an option that CLIP does not use.
+        NotRegisteredError: There is no such model.
+        SourceMissingError: The weights are not on this machine.
     """
-
-    def __init__(self, fused: nn.MultiheadAttention) -> None:
-        """Split the joint projection."""
-        super().__init__()
-        if not fused.batch_first or fused.bias_k is not None or fused.add_zero_attn or fused.dropout:
-            raise SettingError(
-                "Expected attention with batch_first, without bias_k, add_zero_attn and dropout; "
-                f"got {fused}. Build the model with open_clip's defaults."
-            )
-        self.heads = fused.num_heads
-        if fused.in_proj_weight is None:
-            weights = [fused.q_proj_weight, fused.k_proj_weight, fused.v_proj_weight]
-        else:
-            weights = list(fused.in_proj_weight.chunk(3))
-        biases = [None] * 3 if fused.in_proj_bias is None else list(fused.in_proj_bias.chunk(3))
-        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
-        self.out_proj = _linear(fused.out_proj.weight, fused.out_proj.bias)
-        self.train(fused.training)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        need_weights: bool = False,
-        attn_mask: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """Attend.
-
-        Args:
-            query: ``(B, L, d)``.
-            key: ``(B, S, d)``.
-            value: ``(B, S, d)``.
-            need_weights: Ignored: the weights are never formed.
-            attn_mask: Added to the scores, or True where a pair is forbidden; ``(L, S)`` or
-                ``(B * heads, L, S)``.
-
-        Returns:
-            ``(B, L, d)``, and None in the place of the weights.
-        """
-        del need_weights
-        heads = [self.q_proj(query), self.k_proj(key), self.v_proj(value)]
-        q, k, v = (x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2) for x in heads)
-        if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                attn_mask = ~attn_mask
-            if attn_mask.dim() == 3:
-                attn_mask = attn_mask.view(-1, self.heads, *attn_mask.shape[1:])
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)  # (B, heads, L, d / heads)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return out, None
-
-
-def unfold_attention(model: nn.Module) -> nn.Module:
-    """Replace every ``nn.MultiheadAttention`` in place, so that q, k, v and out are layers of their own.
-
-    Outputs stay what they were, up to rounding. A model that is unfolded already stays as it is.
-
-    Returns:
-        ``model``.
-
-    Example:
-        >>> block = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)})
-        >>> [name for name, _ in unfold_attention(block).attn.named_children()]
-        ['q_proj', 'k_proj', 'v_proj', 'out_proj']
-    """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.MultiheadAttention):
-                setattr(parent, name, UnfoldedAttention(child))
-    return model
-
-
-def lora_targets(model: nn.Module, encoders: Encoders = "all") -> list[str]:
-    """Name the six linear layers of every block: ``q_proj k_proj v_proj out_proj c_fc c_proj``.
-
-    Args:
-        model: Unfolded; see :func:`unfold_attention`.
-        encoders: Of which encoder.
-
-    Raises:
-        SettingError: The model is not unfolded or has no such block, or ``encoders`` is unknown.
-    """
-    if encoders not in get_args(Encoders):
-        raise SettingError(f"Expected encoders {get_args(Encoders)}; got {encoders!r}. Choose one of them.")
-    names = [name for name, _ in model.named_modules() if _LINEARS.fullmatch(name)]
-    if not any(name.endswith("q_proj") for name in names):
-        raise SettingError(
-            f"Expected a CLIP with unfolded attention; got {type(model).__name__} without q_proj. "
-            "Call unfold_attention(model) first."
-        )
-    return [name for name in names if encoders in ("all", "vision" if "visual." in f".{name}" else "text")]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_clip(name, device) if reads_text(name) else load_vit(name, device)
 
 
 def load_clip(name: str, device: str | torch.device = "auto") -> ClipBackbone:
@@ -263,7 +147,7 @@ def load_clip(name: str, device: str | torch.device = "auto") -> ClipBackbone:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == EMBEDDED:
+    if name == EMBEDDED_CLIP:
         from clgym.worlds import tiny_clip
 
         tiny, words = tiny_clip.load()
@@ -294,7 +178,9 @@ def download_backbone(name: str) -> Path:
     Raises:
         NotRegisteredError: There is no such model.
     """
-    if name == EMBEDDED:
+    if not reads_text(name):
+        return download_vit(name)
+    if name == EMBEDDED_CLIP:
         from clgym.worlds import tiny_clip
 
         return tiny_clip.WEIGHTS
@@ -312,7 +198,7 @@ def _open_clip_config(name: str) -> tuple[str, dict[str, Any]]:
     architecture, _, tag = name.partition("/")
     config = get_pretrained_cfg(architecture, tag)
     if not config:
-        known = [EMBEDDED, *("/".join(pair) for pair in open_clip.list_pretrained())]
+        known = [EMBEDDED_CLIP, *("/".join(pair) for pair in open_clip.list_pretrained())]
         raise NotRegisteredError.among("backbone", name, get_close_matches(name, known, n=5, cutoff=0.0))
     return architecture, config
 
@@ -352,25 +238,3 @@ def _encode_tokens(model: Any, tokens: Tensor) -> Tensor:
     ends = model.ln_final(ends)
     projection = model.text_projection
     return cast(Tensor, projection(ends) if isinstance(projection, nn.Linear) else ends @ projection)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Make a linear layer of given weights, without drawing any."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), weight.requires_grad)
-    return layer
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_state(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -13,24 +13,26 @@ import numpy as np
 
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
 from clgym.events import Array, End, Event, Guess, Inputs, IntArray, Query, TaskEnd, TaskStart, Train, Wants
+from clgym.labels import LabelSpace
 from clgym.lookahead import Lookahead
 from clgym.plan import Plan, Step, batch_index, plan
 from clgym.scenario import Scenario, Task
 from clgym.scorer import Report, Scorer
+from clgym.seeds import Entropies, StreamSeeds, next_entropy
 from clgym.spaces import AnswerSpace, EventSpace, fault_of_scores
 
 
 @dataclass(frozen=True, slots=True)
 class _Lifetime:
-    """What one reset draws: the tasks in order, the plan, sample ids and question order."""
+    """What one reset draws: the tasks in order, the plan, label space, sample ids and question order."""
 
     entropy: int
+    drawn: Entropies
     tasks: tuple[Task, ...]
     plan: Plan
+    space: LabelSpace
     ids: tuple[IntArray, ...]
     questions: tuple[IntArray, ...]
-    union: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
-    offsets: tuple[int, ...]
 
 
 class ContinualEnv(gymnasium.Env[Event, Any]):
@@ -42,18 +44,20 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
     Args:
         scenario: What to play.
         render_mode: ``"ansi"``: one line for the last event; ``"rgb_array"``: the accuracy matrix so far.
+        seeds: Which of the stream's generators have a seed of their own; ``None``: none has.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(self, scenario: Scenario, render_mode: str | None = None) -> None:
+    def __init__(self, scenario: Scenario, render_mode: str | None = None, seeds: StreamSeeds | None = None) -> None:
         """Read the settings; no data is loaded before ``reset``."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise SettingError(
                 f"Expected render_mode to be None, 'ansi' or 'rgb_array'; got {render_mode!r}. Choose one of these."
             )
-        self.scenario, self.render_mode = scenario, render_mode
+        self.scenario, self.render_mode, self.seeds = scenario, render_mode, seeds or StreamSeeds()
         self.teaching = scenario.teaching
+        self._told = self.teaching.task_given and self.teaching.boundaries == "given"
         self.observation_space = EventSpace(scenario.shape)
         self.action_space = AnswerSpace(scenario.classes)
         self._position = -1
@@ -77,7 +81,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
             raise SettingError(f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others.")
         state = (options or {}).get("resume")
         if state is None:
-            self._start(int(self.np_random.integers(2**63)))
+            self._start(next_entropy(self.np_random))
             self._position = 0
         else:
             self._resume(state)
@@ -148,7 +152,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         stream = json.dumps(
             [
                 asdict(self.teaching),
-                str(life.entropy),
+                str(life.drawn),
                 [[t.name, t.classes, t.prompts, len(t.train), len(t.test)] for t in life.tasks],
             ]
         )
@@ -181,6 +185,19 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         self._playing()
         return self.scorer.rescore(predictions, **references)
 
+    def held_out(self, size: int) -> Inputs:
+        """Return the inputs of the first questions of every task, without labels: the same for every agent and seed.
+
+        Args:
+            size: How many in all, shared out evenly; fewer where a task has fewer questions.
+        """
+        life = self._playing()
+        share = -(-size // len(life.tasks))
+        parts = [t.test.batch(order[:share]) for t, order in zip(life.tasks, life.questions, strict=True)]
+        if isinstance(parts[0], tuple):
+            return tuple(text for part in parts for text in part)
+        return np.concatenate(parts)
+
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""
         steps = self._playing().plan.steps
@@ -200,9 +217,15 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
 
     @property
     def tasks_learned(self) -> int:
-        """Number of tasks finished."""
+        """Number of tasks whose training is over, whether the stream says so or not."""
+        return sum(end <= self._position for end in self._playing().plan.ends)
+
+    @property
+    def round_over(self) -> bool:
+        """Whether the last answer was the last at a task boundary."""
         plan = self._playing().plan
-        return sum(step.kind == "end" for step in plan.steps[: self._position + 1])
+        last, now = plan.steps[max(self._position - 1, 0)], plan.steps[self._position]
+        return last.kind == "query" and plan.points[last.point].step == 0 and now.point != last.point
 
     @property
     def length(self) -> int:
@@ -223,23 +246,20 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return {"position": self._position, "length": self.length}
 
     def _start(self, entropy: int) -> None:
-        """Draw a lifetime: order, few-shot samples, ids and batches all follow from ``entropy``."""
+        """Draw a lifetime: all follows from ``entropy``, but for generators with a seed of their own."""
         self.close()
-        rng = np.random.default_rng([entropy, 0])
+        drawn = self.seeds.drawn(entropy)
+        rng = drawn.ordering()
         tasks = tuple(self.scenario.tasks(rng))
         laid = plan([len(t.train) for t in tasks], [len(t.test) for t in tasks], self.teaching)
         sizes = [len(t.train) for t in tasks]
         ids = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
         # The order of questions is part of the stream, not of a lifetime: question 7 is the same for every seed.
         questions = tuple(np.random.default_rng(j).permutation(len(t.test)) for j, t in enumerate(tasks))
-        names = tuple(name for t in tasks for name in t.classes)
-        prompts = tuple(p for t in tasks for p in t.prompts)
-        offsets = tuple(np.cumsum([0, *(len(t.classes) for t in tasks)])[:-1].tolist())
-        self._life = _Lifetime(entropy, tasks, laid, tuple(ids), questions, (names, prompts), offsets)
-        union = self.teaching.labels == "union"
+        space = LabelSpace(tasks, self.teaching)
+        self._life = _Lifetime(entropy, drawn, tasks, laid, space, tuple(ids), questions)
         labels = [
-            t.test.targets[order] + (offset if union else 0)
-            for t, order, offset in zip(tasks, questions, offsets, strict=True)
+            space.labels(j, t.test.targets[order]) for j, (t, order) in enumerate(zip(tasks, questions, strict=True))
         ]
         asked = sum(step.stop - step.start for step in laid.steps)
         online = sum(laid.train_steps) if self.teaching.prequential else 0
@@ -296,36 +316,40 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         life = self._playing()
         step = life.plan.steps[position]
         t = step.task
-        shown = t if self.teaching.task_given else None
+        shown = t if self._told else None
         match step.kind:
             case "over":
                 return End()
             case "end":
                 return TaskEnd(shown)
             case "start":
-                task = life.tasks[t]
-                name = task.name if self.teaching.task_given else ""
-                text = task.description if self.teaching.task_given else ""
-                steps = life.plan.train_steps[t]
-                return TaskStart(shown, name, text, task.classes, task.prompts, len(task.train), steps)
+                return self._task_start(life, t)
         slow = life.tasks[t].test.decodes if step.kind == "query" else life.tasks[t].train.decodes
         inputs = self._ahead.get(position) if slow and self._ahead else self._read(position)
         if step.kind == "train":
             index = self._index(life, step)
-            return Train(inputs, life.tasks[t].train.targets[index], life.ids[t][index])
-        task = life.tasks[t]
-        union = self.teaching.labels == "union"
-        names, prompts = life.union if union else (task.classes, task.prompts)
+            return Train(inputs, life.space.targets(t, life.tasks[t].train.targets[index]), life.ids[t][index])
+        point = life.plan.points[step.point] if step.kind == "query" else None
+        met = t + 1 if point is None else point.after + (point.step > 0)
+        names, prompts = life.space.candidates(t, met, taught=point is None)
         wants: Wants = "scores" if self.teaching.needs_scores else "labels"
         return Query(inputs, names, prompts, wants, shown)
 
+    def _task_start(self, life: _Lifetime, t: int) -> TaskStart:
+        """Return the start of a task, or with ``t = -1`` that of the whole stream."""
+        classes, prompts = life.space.start(t)
+        of = life.tasks if t < 0 else (life.tasks[t],)
+        samples = sum(len(task.train) for task in of)
+        steps = sum(life.plan.train_steps) if t < 0 else life.plan.train_steps[t]
+        if not self._told:
+            return TaskStart(None, "", "", classes, prompts, samples, steps)
+        return TaskStart(t, life.tasks[t].name, life.tasks[t].description, classes, prompts, samples, steps)
+
     def _index(self, life: _Lifetime, step: Step) -> IntArray:
-        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task))
+        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, life.drawn.batches(step.task))
 
     def _targets(self, life: _Lifetime, step: Step) -> IntArray:
-        offset = life.offsets[step.task] if self.teaching.labels == "union" else 0
-        targets: IntArray = life.tasks[step.task].train.targets[self._index(life, step)] + offset
-        return targets
+        return life.space.labels(step.task, life.tasks[step.task].train.targets[self._index(life, step)])
 
     def _read(self, position: int) -> Inputs:
         """Return the inputs of the event at a position; called ahead of time, from threads."""
@@ -334,7 +358,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         task = life.tasks[step.task]
         if step.kind == "query":
             return task.test.batch(life.questions[step.task][step.start : step.stop])
-        rng = np.random.default_rng([life.entropy, 2, *step[1:3]]) if task.train.decodes else None
+        rng = life.drawn.augmentation(step.task, step.batch) if task.train.decodes else None
         return task.train.batch(self._index(life, step), rng)
 
     def _next_read(self, position: int) -> int | None:

@@ -1,29 +1,42 @@
-"""What every gradient method on CLIP shares: device, optimizer per task, schedule, loss, answers, state."""
+"""What every gradient method shares: device, optimizer per task, schedule, loss, classifier, answers, state."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import Agent, Footprint, Setup
-from clgym.backbones import Encoders, load_clip, lora_targets, unfold_attention
+from clgym.attention import Encoders, lora_targets, unfold_attention
+from clgym.backbones import ClipBackbone, load_backbone
+from clgym.device import pick_device, pick_precision
+from clgym.distil import sigmoid_loss
 from clgym.errors import SettingError
-from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
+from clgym.head import GrowingHead
+from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.optim import AdamWProx
+from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
+UNMET = -1e4  # logit of a class that a growing head has no row for
+CLASS_LOSSES = ("ce", "bce")
+EVEN_COSINE = 0.25  # on CLIP, where a sigmoid says one half: between matching and other pairs (tiny CLIP: 0.36, 0.18)
 
 
 class Learner(Agent):
-    """A CLIP model and one optimizer per task; subclasses say what is trained and on what loss.
+    """A pre-trained model and one optimizer per task; subclasses say what is trained and on what loss.
+
+    The classifier follows the backbone. On CLIP a class is the feature of its prompts, compared by cosine. On a plain
+    vision transformer it is a row of a head that grows at each task, known by its first prompt and trained beside what
+    the method trains; classes without a row get next to no probability, or all the same if none has one.
 
     A subclass fills in :meth:`begin` (returns what the task trains) and may override :meth:`loss`,
     :meth:`after_backward`, :meth:`after_step` and :meth:`end`.
@@ -37,6 +50,7 @@ class Learner(Agent):
         label_smoothing: Of the cross-entropy, in [0, 1).
         ensemble: Average a class's text features over all its templates when answering, as ZSCL does,
             rather than use the training template alone.
+        class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
     Raises:
         SettingError: A setting is out of range, or the device is not there.
@@ -52,6 +66,7 @@ class Learner(Agent):
         warmup: float = 0.0,
         label_smoothing: float = 0.0,
         ensemble: bool = True,
+        class_loss: str = "ce",
     ) -> None:
         """Load the backbone frozen."""
         super().__init__(setup)
@@ -61,19 +76,32 @@ class Learner(Agent):
             raise SettingError(
                 f"Expected warmup and label_smoothing in [0, 1); got {warmup} and {label_smoothing}. Try 0."
             )
-        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        if class_loss not in CLASS_LOSSES:
+            raise SettingError(
+                f"Expected class_loss to be one of {CLASS_LOSSES}; got {class_loss!r}. Choose one of these."
+            )
+        self.lr, self.betas, self.weight_decay, self.class_loss = lr, betas, weight_decay, class_loss
         self.warmup, self.label_smoothing, self.ensemble = warmup, label_smoothing, ensemble
         self.device = pick_device(setup.device)
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
-        self.backbone = load_clip(setup.backbone, self.device)
-        self.scale = math.exp(self.backbone.logit_scale)
+        self.backbone = load_backbone(setup.backbone, self.device)
+        self.scale, self.head = 1.0, None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
+        if setup.reads_text:
+            self.scale = math.exp(self.clip.logit_scale)
+        self.head_share = 1.0
         self.lora: LoRASet | None = None
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
         self.text_trains = False
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
+
+    @property
+    def clip(self) -> ClipBackbone:
+        """The backbone, where it reads texts."""
+        assert isinstance(self.backbone, ClipBackbone)
+        return self.backbone
 
     def adapt(self, *, r: int, alpha: float = 0.0, targets: Encoders = "all", gate: Gate = "none") -> LoRASet:
         """Put fresh adapters on the six linears of every block; they change nothing yet.
@@ -119,27 +147,53 @@ class Learner(Agent):
         """Put the task away."""
 
     def cross_entropy(self, images: Tensor, targets: Tensor, prompts: Prompts) -> Tensor:
-        """Return the image-to-text cross-entropy over the classes of ``prompts``."""
-        logits = self.logits(images, self.training_texts(prompts))
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        """Return the image-to-class loss over the classes of ``prompts``, see :meth:`against_labels`."""
+        return self.against_labels(self.logits(images, self.training_rows(prompts)), targets)
 
-    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Return scaled cosines ``(B, C)`` of images and L2-normalised text features ``(C, d)``."""
-        return self.scale * self.backbone.encode_images(images) @ texts.T
+    def against_labels(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the ``class_loss`` of logits ``(B, C)`` against labels ``(B,)``, averaged over rows."""
+        if self.class_loss == "ce":
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return sigmoid_loss(self.log_odds(logits), F.one_hot(targets, logits.shape[1]).to(logits))
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Return what a sigmoid per class reads: a head's logits, or CLIP's counted from :data:`EVEN_COSINE`."""
+        return logits if self.head is not None else logits - self.scale * EVEN_COSINE
+
+    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return logits ``(B, C)`` of images over classes, see :meth:`classify`."""
+        return self.classify(self.encode(images), rows)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, d)`` of images that the classifier reads."""
+        return self.backbone.encode_images(images)
+
+    def classify(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
+        if self.head is None:
+            return self.scale * features @ rows.T
+        return F.linear(features, rows[:, :-1], rows[:, -1])
 
     def begin_task(self, event: TaskStart) -> None:
-        """Build the task's optimizer over what :meth:`begin` returns."""
+        """Build the task's optimizer over what :meth:`begin` returns and the head."""
         self.task = event
         self._text_changed()
+        if self.head is not None:
+            self.head.grow(_names(event.prompts), self.generator)
         self.start_optimizer(self.begin(event), event.steps)
 
     def start_optimizer(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
-        """Begin a schedule of ``steps`` over ``parameters``; none of them means no training."""
+        """Begin a schedule of ``steps`` over ``parameters``, and the head's at ``head_share`` of their learning rate.
+
+        Without anything to train there is no training.
+        """
         self.step, self.steps, self.optimizer = 0, max(steps, 1), None
-        if parameters:
-            self.optimizer = torch.optim.AdamW(
-                parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-            )
+        groups = [{"params": list(parameters), "share": 1.0}]
+        if self.head is not None and len(self.head):
+            groups.append({"params": list(self.head.blocks), "share": self.head_share})
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""
@@ -151,7 +205,7 @@ class Learner(Agent):
         """Step down the gradient of a loss, at the schedule's learning rate."""
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self.schedule(self.step)
+            group["lr"] = self.lr * group["share"] * self.schedule(self.step)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
         self.after_backward()
@@ -179,22 +233,63 @@ class Learner(Agent):
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""
         images, _ = self.to_device(event.inputs, None)
         with self.autocast:
-            logits = self.logits(images, self.text_features(event.prompts, self.ensemble))
+            logits = self.answering_logits(images, event.prompts)
         return logits.float().log_softmax(dim=-1).cpu().numpy()
 
-    def training_texts(self, prompts: Prompts) -> Tensor:
-        """Return class features ``(C, d)`` of the training templates, with gradient if the text encoder learns."""
-        if self.text_trains:
-            return self.backbone.class_features(prompts, ensemble=False)
-        return self.text_features(prompts, ensemble=False)
+    def answering_logits(self, images: Tensor, prompts: Prompts) -> Tensor:
+        """Return logits ``(B, C)`` over candidates, of which a head may have met only some."""
+        if self.head is None:
+            return self.logits(images, self.class_rows(prompts, self.ensemble))
+        met = self.head.met(_names(prompts))
+        known = tuple(texts for texts, is_met in zip(prompts, met.tolist(), strict=True) if is_met)
+        logits = torch.full((len(images), len(prompts)), UNMET, device=self.device)
+        if known:
+            logits[:, met] = self.logits(images, self.class_rows(known, self.ensemble)).float()
+        return logits
 
-    def text_features(self, prompts: Prompts, ensemble: bool) -> Tensor:
-        """Return class features ``(C, d)`` without gradient, kept until the text encoder changes."""
+    @torch.inference_mode()
+    def features(self, inputs: Inputs) -> Array | None:
+        """Return what :meth:`encode` gives, float32 ``(B, d)``."""
+        with self.autocast:
+            return self.encode(self.to_device(inputs, None)[0]).float().cpu().numpy()
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        """Return the hidden units of the image encoder's feed-forward parts, see :func:`clgym.inside.listening`."""
+        with listening(self.backbone.model) as heard:
+            self.features(inputs)
+        return list(heard.values())
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return the image encoder's parameters, adapters added to them; a mixture that depends on inputs has none."""
+        return acting_weights(self.backbone.model)
+
+    def training_rows(self, prompts: Prompts) -> Tensor:
+        """Return a row per class ``(C, d)`` of the training templates, with gradient if texts or head learn."""
+        if self.head is not None or self.text_trains:
+            return self.fresh_rows(prompts, ensemble=False)
+        return self.class_rows(prompts, ensemble=False)
+
+    def earlier_rows(self, prompts: Prompts) -> Tensor:
+        """Return a row per class of earlier tasks, with gradient if the text encoder learns; a head's stay fixed."""
+        if self.head is None and self.text_trains:
+            return self.fresh_rows(prompts, ensemble=False)
+        return self.class_rows(prompts, ensemble=False)
+
+    def class_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
+        """Return a row per class without gradient; text features are kept until the text encoder changes."""
+        if self.head is not None:
+            return self.fresh_rows(prompts, ensemble).detach()
         if (prompts, ensemble) not in self._texts:
             # Not in inference mode: a frozen text encoder's features also serve in training.
             with torch.inference_mode(False), torch.no_grad():
-                self._texts[prompts, ensemble] = self.backbone.class_features(prompts, ensemble)
+                self._texts[prompts, ensemble] = self.fresh_rows(prompts, ensemble)
         return self._texts[prompts, ensemble]
+
+    def fresh_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
+        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, d + 1)``."""
+        if self.head is not None:
+            return self.head.rows(_names(prompts))
+        return self.clip.class_features(prompts, ensemble)
 
     def _text_changed(self) -> None:
         if self.text_trains:
@@ -220,10 +315,12 @@ class Learner(Agent):
         return Footprint(trainable=0 if self.lora is None else self.lora.trainable_count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return step, generator, task, optimizer moments and what :meth:`tensors` names."""
+        """Return step, generator, task, head, optimizer moments and what :meth:`tensors` names."""
         state: dict[str, Any] = {"step": self.step, "generator": self.generator.get_state()}
         if self.task is not None:
             state["task"] = [getattr(self.task, field.name) for field in fields(self.task)]
+        if self.head is not None:
+            state |= {"classes": self.head.groups} | {f"head.{name}": rows for name, rows in self.head.state().items()}
         if self.optimizer is not None:
             state["moments"] = True
             for i, slots in self.optimizer.state_dict()["state"].items():
@@ -234,6 +331,7 @@ class Learner(Agent):
         """Continue exactly where :meth:`state_dict` was called."""
         moments: dict[int, dict[str, Any]] = {}
         stored: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for key, value in state.items():
             kind, _, name = key.partition(".")
             if kind == "optimizer":
@@ -241,6 +339,10 @@ class Learner(Agent):
                 moments.setdefault(int(i), {})[slot] = value
             elif kind == "tensor":
                 stored[name] = value
+            elif kind == "head":
+                rows[name] = value
+        if self.head is not None:
+            self.head.restore(state["classes"], rows)  # before the task, whose optimizer takes the rows
         if "task" in state:
             number, name, text, classes, prompts, samples, steps = state["task"]
             words = tuple(tuple(templates) for templates in prompts)
@@ -260,6 +362,11 @@ class Learner(Agent):
         return self.task
 
 
+def _names(prompts: Prompts) -> list[str]:
+    """Return what a head knows classes by."""
+    return [texts[0] for texts in prompts]
+
+
 def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -> float:
     """Return ``lr``, or where it is ``None`` the method's rate for the backbone at hand.
 
@@ -272,33 +379,3 @@ def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -
     if lr is not None:
         return lr
     return tiny if setup.backbone.startswith("embedded/") else real
-
-
-def agent_seed(seed: int) -> int:
-    """Return the seed of an agent's own generator: the third that one seed spawns, after order and data."""
-    return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1, np.uint64)[0] >> 1)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one.
-
-    Raises:
-        SettingError: The name is unknown, or the device is not there.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"Expected device 'auto', 'cpu' or 'cuda'; got {name!r}. Choose one of these.")
-    present = torch.cuda.is_available()
-    if name == "cuda" and not present:
-        raise SettingError("Expected a CUDA device; got a machine without one. Use device 'auto' or 'cpu'.")
-    return torch.device("cuda" if present and name != "cpu" else "cpu")
-
-
-def pick_precision(name: str) -> bool:
-    """Return whether to compute in bfloat16 beside fp32 weights.
-
-    Raises:
-        SettingError: The name is unknown.
-    """
-    if name not in ("fp32", "bf16"):
-        raise SettingError(f"Expected precision 'fp32' or 'bf16'; got {name!r}. Choose one of these.")
-    return name == "bf16"

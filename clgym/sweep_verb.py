@@ -118,7 +118,14 @@ def sweep(
     if dry_run:
         _show_plan(plan, out, as_json)
         return
-    means = {"jobs": jobs, "threads": threads, "device": device, "precision": precision, "ray": ray, "gpus": gpus}
+    means: dict[str, Any] = {
+        "jobs": jobs,
+        "threads": threads,
+        "device": device,
+        "precision": precision,
+        "ray": ray,
+        "gpus": gpus,
+    }
     try:
         outcomes, choices = _play(plan, out, means, quiet)
     except KeyboardInterrupt as error:

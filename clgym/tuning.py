@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from clgym.backbones import Encoders, lora_targets, unfold_attention
-from clgym.errors import NotRegisteredError, RecordError, SettingError
+from clgym.attention import Encoders, lora_targets, of_encoder, unfold_attention
+from clgym.errors import NotRegisteredError, RecordError
 
 Values = Mapping[str, Tensor]
 
@@ -134,29 +133,27 @@ def tune_encoders(model: nn.Module, encoders: Encoders = "all") -> Weights:
     """Return all weights of one encoder or both; the logit scale stays fixed.
 
     Args:
-        model: An ``open_clip`` model.
+        model: An ``open_clip`` or ``timm`` model.
         encoders: ``"all"``, ``"vision"`` or ``"text"``.
 
     Raises:
-        SettingError: ``encoders`` is unknown.
+        SettingError: ``encoders`` is unknown or not there.
     """
-    if encoders not in get_args(Encoders):
-        raise SettingError(f"Expected encoders {get_args(Encoders)}; got {encoders!r}. Choose one of them.")
     names = [name for name, _ in model.named_parameters() if name != "logit_scale"]
-    return Weights(model, [n for n in names if encoders in ("all", "vision" if n.startswith("visual.") else "text")])
+    return Weights(model, of_encoder(model, names, encoders))
 
 
 def tune_attention(model: nn.Module, layers: Sequence[str], encoders: Encoders = "vision") -> Weights:
     """Return the weight matrices of some linear layers of every block, such as ``q_proj``; biases stay fixed.
 
     Args:
-        model: An ``open_clip`` model; its attention is unfolded in place.
-        layers: Last parts of the layers' names, as :func:`clgym.backbones.lora_targets` lists them.
+        model: An ``open_clip`` or ``timm`` model; its attention is unfolded in place.
+        layers: Last parts of the layers' names, as :func:`clgym.attention.lora_targets` lists them.
         encoders: ``"all"``, ``"vision"`` or ``"text"``.
 
     Raises:
         NotRegisteredError: No block has such a layer.
-        SettingError: ``encoders`` is unknown.
+        SettingError: ``encoders`` is unknown or not there.
     """
     found = lora_targets(unfold_attention(model), encoders)
     known = {name.rpartition(".")[2] for name in found}

@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_grid(agents: str, stage: Axes, player: Axes, words
 
 
 def test_a_seed_is_not_negative() -> None:
-    with pytest.raises(SettingError, match="Expected a seed of 0 or more; got -1. Choose another."):
+    with pytest.raises(SettingError, match=r"Expected a seed of 0 or more; got -1\. Choose another\."):
         grid(MTIL, "replay", [-1])
 
 

@@ -64,7 +64,7 @@ def test_loss_against_its_definition() -> None:
         z = agent.backbone.encode_images(pictures)
         task = agent.cross_entropy(images, targets, agent.task.prompts)
         agent.weights.put_(agent.pretrained)
-        texts = agent.backbone.encode_texts(agent.texts)
+        texts = agent.clip.encode_texts(agent.texts)
         s, t = agent.scale * z @ texts.T, agent.scale * agent.backbone.encode_images(pictures) @ texts.T
     moved = sum(float((now[name] - agent.before[name]).square().sum()) for name in now)
     taught = distillation(s, t, 1.5) + distillation(s.T, t.T, 1.5)

@@ -1,0 +1,226 @@
+"""The blocks of a vision or text transformer in the form in which methods reach every linear layer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clgym.errors import SettingError
+
+Encoders = Literal["all", "vision", "text"]
+Prefix = tuple[Tensor, Tensor]
+
+_LINEARS = re.compile(r"(?:.*\.)?(?:resblocks|blocks)\.\d+\.(?:attn\.(?:q|k|v|out)_proj|mlp\.(?:c_fc|c_proj|fc1|fc2))")
+
+
+class UnfoldedAttention(nn.Module):
+    """Self-attention with four linear layers that adapters can replace.
+
+    It is called like what it replaces: ``nn.MultiheadAttention`` (``open_clip``) or ``timm``'s ``Attention``.
+
+    Attributes:
+        prefix: Keys and values ``(B, P, d)`` put before those of the tokens, after their projection (prefix tuning, as
+            DualPrompt and CODA-Prompt do); ``None`` adds none.
+
+    Args:
+        fused: The layer to replace; its weights are taken over.
+
+    Raises:
+        SettingError: ``fused`` has an option that these models do not use.
+    """
+
+    prefix: Prefix | None
+
+    def __init__(self, fused: nn.MultiheadAttention | Attention) -> None:
+        """Split the joint projection."""
+        super().__init__()
+        self.pair = isinstance(fused, nn.MultiheadAttention)
+        weights, biases, out = _parts_of_torch(fused) if self.pair else _parts_of_timm(fused)
+        self.heads = int(fused.num_heads)
+        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
+        self.out_proj = _linear(out.weight, out.bias)
+        self.prefix = None
+        self.train(fused.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """Attend.
+
+        Args:
+            query: ``(B, L, d)``.
+            key: ``(B, S, d)``; the query if there is none.
+            value: ``(B, S, d)``; the key if there is none.
+            need_weights: Ignored: the weights are never formed.
+            attn_mask: Added to the scores, or True where a pair is forbidden; ``(L, S)`` or
+                ``(B * heads, L, S)``. It does not go together with a prefix.
+            is_causal: Must be False; ``timm`` passes it.
+
+        Returns:
+            ``(B, L, d)``; in the place of ``nn.MultiheadAttention`` with None in the place of the weights.
+        """
+        del need_weights
+        assert not is_causal
+        key = query if key is None else key
+        value = key if value is None else value
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        if self.prefix is not None:
+            assert attn_mask is None
+            k, v = torch.cat([self.prefix[0].to(k), k], 1), torch.cat([self.prefix[1].to(v), v], 1)
+        q, k, v = (x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2) for x in (q, k, v))
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                attn_mask = ~attn_mask
+            if attn_mask.dim() == 3:
+                attn_mask = attn_mask.view(-1, self.heads, *attn_mask.shape[1:])
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)  # (B, heads, L, d / heads)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return (out, None) if self.pair else out
+
+
+def _parts_of_torch(fused: Any) -> tuple[list[Tensor], list[Tensor | None], nn.Linear]:
+    """Return the weights and biases of q, k and v, and the output layer, of ``nn.MultiheadAttention``."""
+    if not fused.batch_first or fused.bias_k is not None or fused.add_zero_attn or fused.dropout:
+        raise SettingError(
+            "Expected attention with batch_first, without bias_k, add_zero_attn and dropout; "
+            f"got {fused}. Build the model with open_clip's defaults."
+        )
+    if fused.in_proj_weight is None:
+        weights = [fused.q_proj_weight, fused.k_proj_weight, fused.v_proj_weight]
+    else:
+        weights = list(fused.in_proj_weight.chunk(3))
+    biases = [None] * 3 if fused.in_proj_bias is None else list(fused.in_proj_bias.chunk(3))
+    return weights, biases, fused.out_proj
+
+
+def _parts_of_timm(fused: Any) -> tuple[list[Tensor], list[Tensor | None], nn.Linear]:
+    """Return the weights and biases of q, k and v, and the output layer, of ``timm.layers.Attention``."""
+    plain = all(isinstance(m, nn.Identity) for m in (fused.q_norm, fused.k_norm, fused.norm))
+    if not plain or fused.gate is not None or fused.attn_drop.p or fused.proj_drop.p:
+        raise SettingError(
+            f"Expected timm attention without norms, gate and dropout; got {fused}. Choose a plain vision transformer."
+        )
+    biases = [None] * 3 if fused.qkv.bias is None else list(fused.qkv.bias.chunk(3))
+    return list(fused.qkv.weight.chunk(3)), biases, fused.proj
+
+
+def unfold_attention(model: nn.Module) -> nn.Module:
+    """Replace every fused attention in place, so that q, k, v and out are layers of their own.
+
+    Outputs stay what they were, up to rounding. A model that is unfolded already stays as it is.
+
+    Returns:
+        ``model``.
+
+    Example:
+        >>> block = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)})
+        >>> [name for name, _ in unfold_attention(block).attn.named_children()]
+        ['q_proj', 'k_proj', 'v_proj', 'out_proj']
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.MultiheadAttention | Attention):
+                setattr(parent, name, UnfoldedAttention(child))
+    return model
+
+
+def lora_targets(model: nn.Module, encoders: Encoders = "all") -> list[str]:
+    """Name the six linear layers of every block: q, k, v, out and the two of the feed-forward part.
+
+    In ``open_clip`` these end in ``q_proj k_proj v_proj out_proj c_fc c_proj``; in ``timm`` the last two are ``fc1``
+    and ``fc2``.
+
+    Args:
+        model: Unfolded; see :func:`unfold_attention`.
+        encoders: Of which encoder.
+
+    Raises:
+        SettingError: The model is not unfolded or has no such block, or ``encoders`` is unknown or not there.
+    """
+    _known(encoders)
+    names = [name for name, _ in model.named_modules() if _LINEARS.fullmatch(name)]
+    if not any(name.endswith("q_proj") for name in names):
+        raise SettingError(
+            f"Expected a transformer with unfolded attention; got {type(model).__name__} without q_proj. "
+            "Call unfold_attention(model) first."
+        )
+    return of_encoder(model, names, encoders)
+
+
+def of_encoder(model: nn.Module, names: list[str], encoders: Encoders) -> list[str]:
+    """Return the names of layers or parameters that belong to one encoder; a plain vision model has no other.
+
+    Raises:
+        SettingError: ``encoders`` is unknown, or the model has no such encoder.
+    """
+    _known(encoders)
+    if encoders == "all":
+        return names
+    alone = not hasattr(model, "visual")
+    found = [n for n in names if encoders == ("vision" if alone or n.startswith("visual.") else "text")]
+    if not found:
+        raise SettingError(
+            f"Expected encoders 'all' or 'vision' of {type(model).__name__}, which reads no text; got {encoders!r}. "
+            "Choose one of these."
+        )
+    return found
+
+
+def _known(encoders: str) -> None:
+    if encoders not in get_args(Encoders):
+        raise SettingError(f"Expected encoders {get_args(Encoders)}; got {encoders!r}. Choose one of them.")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of a vision transformer: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+
+    Attributes:
+        whole: The block itself.
+        attention: Its attention.
+        norm: The norm before the feed-forward part; its input is the stream after attention.
+        mlp: The feed-forward part.
+    """
+
+    whole: nn.Module
+    attention: UnfoldedAttention
+    norm: nn.Module
+    mlp: nn.Module
+
+
+def vision_blocks(model: nn.Module) -> list[Block]:
+    """Return the blocks of the image encoder of an ``open_clip`` or ``timm`` model, unfolded, in order.
+
+    Raises:
+        SettingError: The model is no vision transformer.
+    """
+    unfold_attention(model)
+    tower: Any = getattr(model, "visual", model)
+    clip = hasattr(tower, "transformer")
+    found = tower.transformer.resblocks if clip else getattr(tower, "blocks", ())
+    if not len(found):
+        raise SettingError(
+            f"Expected a vision transformer of open_clip or timm; got {type(tower).__name__}. Choose another backbone."
+        )
+    return [Block(b, b.attn, b.ln_2 if clip else b.norm2, b.mlp) for b in found]
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Make a linear layer of given weights, without drawing any."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), weight.requires_grad)
+    return layer
