@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,13 +167,30 @@ def drill_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def drill(drill_package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0``, here and in processes that the test starts."""
-    from clgym.registry import entries
+@contextmanager
+def _installed(folder: Path) -> Iterator[None]:
+    """Have the distributions of a folder, here and in processes that are started."""
+    from clgym import registry
 
-    monkeypatch.syspath_prepend(drill_package)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(drill_package), os.environ.get("PYTHONPATH")])))
-    entries.cache_clear()
-    yield
-    entries.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+        for cached in (registry._points, registry.entries):
+            cached.cache_clear()
+        yield
+    for cached in (registry._points, registry.entries):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def drilled(drill_package: Path) -> Iterator[None]:
+    """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0`` in all tests of a file."""
+    with _installed(drill_package):
+        yield
+
+
+@pytest.fixture
+def drill(drill_package: Path) -> Iterator[None]:
+    """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0`` in one test."""
+    with _installed(drill_package):
+        yield

@@ -26,6 +26,8 @@ MTIL = "CLIP-MTIL-v0"
 SMALL = {"tasks": 2, "steps": 3}
 swept = partial(sweep, jobs=1, threads=1, device="cpu")
 
+pytestmark = pytest.mark.usefixtures("drilled")
+
 
 def small(agents: str | Sequence[str], seeds: Sequence[int] = (0,), **chosen: Sequence[Any]) -> list[Cell]:
     """A small grid; ``chosen`` are settings of the agent ``drill``."""
@@ -83,7 +85,7 @@ class Diary(Watch):
         self.words.append("stop")
 
 
-def test_a_sweep_plays_what_is_not_finished_and_nothing_twice(here: list[str], drill: None, tmp_path: Path) -> None:
+def test_a_sweep_plays_what_is_not_finished_and_nothing_twice(here: list[str], tmp_path: Path) -> None:
     diary = Diary()
     first = swept(small("drill", [0, 1]), tmp_path, watch=diary)
     assert diary.words == ["0 finished, 2 waiting", "0 at 1", "0 finished", "1 at 1", "1 finished"]
@@ -99,7 +101,7 @@ def test_a_sweep_plays_what_is_not_finished_and_nothing_twice(here: list[str], d
     assert len(here) == 3
 
 
-def test_a_cells_path_is_where_its_run_is(here: list[str], drill: None, tmp_path: Path) -> None:
+def test_a_cells_path_is_where_its_run_is(here: list[str], tmp_path: Path) -> None:
     cells = small("drill", betas=[(0.5, 0.9)], say=["a, b", "1"])
     outcomes = swept(cells, tmp_path)
     assert [outcome.record and outcome.record.agent_settings for outcome in outcomes] == [
@@ -109,7 +111,7 @@ def test_a_cells_path_is_where_its_run_is(here: list[str], drill: None, tmp_path
     assert {path.parent.relative_to(tmp_path) for path in tmp_path.rglob("run.json")} == {one.path for one in cells}
 
 
-def test_a_failing_cell_stops_no_other(here: list[str], drill: None, tmp_path: Path) -> None:
+def test_a_failing_cell_stops_no_other(here: list[str], tmp_path: Path) -> None:
     cells = small("drill", fail=["no such thing", ""])
     failed, good = swept(cells, tmp_path)
     assert (failed.record, failed.kind, failed.error) == (None, "ValueError", "no such thing")
@@ -121,7 +123,7 @@ def test_a_failing_cell_stops_no_other(here: list[str], drill: None, tmp_path: P
     assert here[2:] == [str(cells[0].path)]
 
 
-def test_a_damaged_run_fails_with_the_name_of_the_file(here: list[str], drill: None, tmp_path: Path) -> None:
+def test_a_damaged_run_fails_with_the_name_of_the_file(here: list[str], tmp_path: Path) -> None:
     (one,) = small("drill")
     swept([one], tmp_path)
     (tmp_path / one.path / "predictions.parquet").write_bytes(b"PAR1")
@@ -132,7 +134,7 @@ def test_a_damaged_run_fails_with_the_name_of_the_file(here: list[str], drill: N
 
 
 def test_a_run_that_is_not_here_is_said_to_be_elsewhere(
-    here: list[str], drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Here, "follow", lambda self, tell: Ending("finished"))
     (outcome,) = swept(small("drill"), tmp_path)
@@ -141,14 +143,14 @@ def test_a_run_that_is_not_here_is_said_to_be_elsewhere(
     )
 
 
-def test_a_folder_that_cannot_be_written_fails(drill: None, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (outcome,) = swept(small("drill"), tmp_path / "file")
     assert outcome.kind == "NotADirectoryError"
 
 
 def test_an_error_of_our_own_is_raised_once_nothing_is_played(
-    here: list[str], drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Here, tell: object) -> Ending:
         raise ZeroDivisionError
@@ -168,7 +170,7 @@ def test_numbers_are_not_negative(name: str, tmp_path: Path) -> None:
         sweep([], tmp_path, **{name: -1})
 
 
-def test_an_unknown_device_is_refused_before_anything_is_played(here: list[str], drill: None, tmp_path: Path) -> None:
+def test_an_unknown_device_is_refused_before_anything_is_played(here: list[str], tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="Expected device 'auto', 'cpu' or 'cuda'; got 'tpu'"):
         sweep(small("drill"), tmp_path, device="tpu")
     assert here == []
@@ -196,7 +198,7 @@ def test_an_order_names_threads_and_gpu() -> None:
 
 @pytest.mark.parametrize(("jobs", "threads", "each"), [(1, 0, cores()), (1, 5, 5), (2 * cores(), 0, 1)])
 def test_threads_are_cores_by_jobs(
-    jobs: int, threads: int, each: int, drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, threads: int, each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[Order] = []
     monkeypatch.setattr("clgym.sweep.play_here", lambda found, *more: orders.extend(found) or 1 / 0)  # type: ignore[func-returns-value]
@@ -206,27 +208,20 @@ def test_threads_are_cores_by_jobs(
 
 
 @pytest.fixture(scope="module")
-def interrupted(drill_package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Path, list[str]]:
+def interrupted(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Path, list[str]]:
     """A run of 60 steps, played by a child with one thread and stopped by Ctrl-C; what the sweep said of it."""
     out = tmp_path_factory.mktemp("interrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(drill_package)
-        patch.setenv("PYTHONPATH", str(drill_package), prepend=":")
-        from clgym.registry import entries
+    one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60}, agent_settings={"pause": 0.02})
 
-        entries.cache_clear()
-        one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60}, agent_settings={"pause": 0.02})
+    class Hand(Diary):
+        def on_progress(self, cell: Cell, progress: Progress) -> None:
+            if progress.position > 20 and "ctrl-c" not in self.words:
+                self.words.append("ctrl-c")
+                _thread.interrupt_main()
 
-        class Hand(Diary):
-            def on_progress(self, cell: Cell, progress: Progress) -> None:
-                if progress.position > 20 and "ctrl-c" not in self.words:
-                    self.words.append("ctrl-c")
-                    _thread.interrupt_main()
-
-        diary = Hand()
-        with pytest.raises(KeyboardInterrupt):
-            swept([one, small("drill")[0]], out, watch=diary)
-        entries.cache_clear()
+    diary = Hand()
+    with pytest.raises(KeyboardInterrupt):
+        swept([one, small("drill")[0]], out, watch=diary)
     return one, out, diary.words
 
 
@@ -240,7 +235,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_starts_nothing_more(interrupted: tuple[C
 
 
 def test_a_sweep_continues_with_the_threads_it_began_with(
-    interrupted: tuple[Cell, Path, list[str]], here: list[str], drill: None
+    interrupted: tuple[Cell, Path, list[str]], here: list[str]
 ) -> None:
     one, out, _ = interrupted
     with pytest.raises(SettingError) as caught:
@@ -253,7 +248,7 @@ def test_a_sweep_continues_with_the_threads_it_began_with(
 
 
 def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(
-    interrupted: tuple[Cell, Path, list[str]], here: list[str], drill: None, tmp_path: Path
+    interrupted: tuple[Cell, Path, list[str]], here: list[str], tmp_path: Path
 ) -> None:
     one, out, _ = interrupted
     shutil.copytree(out, tmp_path / "copy")
@@ -264,7 +259,7 @@ def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(
 
 
 def test_a_damaged_checkpoint_is_told_by_its_run(
-    interrupted: tuple[Cell, Path, list[str]], here: list[str], drill: None, tmp_path: Path
+    interrupted: tuple[Cell, Path, list[str]], here: list[str], tmp_path: Path
 ) -> None:
     one, out, _ = interrupted
     shutil.copytree(out, tmp_path / "copy")
@@ -275,9 +270,7 @@ def test_a_damaged_checkpoint_is_told_by_its_run(
 
 
 @pytest.mark.parametrize("second", ["stop", "on_stop", "wait"])
-def test_a_second_ctrl_c_does_not_wait(
-    second: str, drill: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_ctrl_c_does_not_wait(second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it comes: while runs are told to stop, while that is said, or while they are waited for."""
 
     def ctrl_c(*args: object) -> None:
@@ -313,53 +306,49 @@ def test_a_second_ctrl_c_does_not_wait(
     assert Stubborn.killed.is_set()
 
 
-def order_of(one: Cell, out: Path, threads: int = 2) -> Order:
-    return Order(
-        *(str(out), "cpu", "fp32", 60.0, threads, str(out / "not here")),
-        one.scenario,
-        one.agent,
-        one.seed,
-        [f"{name}={value}" for name, value in one.scenario_settings.items()],
-        [f"{name}={value}" for name, value in one.agent_settings.items()],
-        str(one.path),
-    )
+@pytest.fixture(scope="module")
+def children(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What comes of three runs, each in a process of its own with two threads, by what they do."""
+    out = tmp_path_factory.mktemp("children")
+    told = {"say": "heard", "fail": "no such thing", "die": str(out / "died")}
+    cells = [small("drill", **{name: [value]})[0] for name, value in told.items()]
+    outcomes = sweep(cells, out, jobs=3, threads=2, device="cpu")
+    return dict(zip(told, outcomes, strict=True))
 
 
-def test_a_child_that_is_killed_leaves_its_last_words_to_others(drill: None, tmp_path: Path) -> None:
-    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"die": str(tmp_path / "died")})
-    told: list[Progress] = []
-    ending = Player(order_of(one, tmp_path)).follow(told.append)
-    assert (ending.state, ending.kind) == ("died", "WorkerError")
-    assert ending.error == (
+def test_a_child_plays_with_its_own_threads_and_its_words_in_its_log(
+    children: dict[str, Outcome], tmp_path: Path
+) -> None:
+    alone = children["say"]
+    assert alone.record is not None
+    assert alone.record.hardware["threads"] == 2
+    assert (alone.folder / "log.txt").read_text() == "heard\n"
+    assert told(alone.record) == told(run(MTIL, "drill", 0, scenario_settings=SMALL, out=tmp_path, say="heard"))
+
+
+def test_a_child_that_fails_tells_its_parent_and_its_log(children: dict[str, Outcome]) -> None:
+    outcome = children["fail"]
+    assert (outcome.record, outcome.kind, outcome.error) == (None, "ValueError", "no such thing")
+    assert outcome.log is not None
+    assert "Traceback" in outcome.log.read_text()
+
+
+def test_a_child_that_is_killed_is_told_of(children: dict[str, Outcome]) -> None:
+    assert children["die"].kind == "WorkerError"
+    assert children["die"].error == (
         "Expected a process that plays to the end; got one that SIGKILL ended. Start the sweep again. "
         "If memory ran out, play fewer runs at a time."
     )
-    assert {progress.length for progress in told} == {20}
 
 
-def test_a_child_plays_alone(drill: None, tmp_path: Path) -> None:
-    """With its own threads, its words in its log, and the record that a run in this process has."""
-    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"say": "heard"})
-    order = order_of(one, tmp_path)
-    assert Player(order).follow(lambda progress: None) == Ending("finished")
-    assert order.log.read_text() == "heard\n"
-    record = finished(one, tmp_path)
-    assert record is not None
-    assert record.hardware["threads"] == 2
-    assert told(record) == told(run(MTIL, "drill", 0, scenario_settings=SMALL, out=tmp_path / "b", say="heard"))
-
-
-def test_a_child_that_fails_tells_its_parent_and_its_log(drill: None, tmp_path: Path) -> None:
-    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"fail": "no such thing"})
-    order = order_of(one, tmp_path)
-    assert Player(order).follow(lambda progress: None) == Ending("failed", "ValueError", "no such thing")
-    assert "Traceback" in order.log.read_text()
-
-
-def test_a_child_without_its_parent_ends(drill: None, tmp_path: Path) -> None:
-    one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60}, agent_settings={"pause": 10.0})
-    player = Player(order_of(one, tmp_path))
-    player._child.stdin.close()  # type: ignore[union-attr]  # as the system does when a process is gone
+def test_a_child_without_its_parent_ends(tmp_path: Path) -> None:
+    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"pause": 60.0})
+    said = [[f"{name}={value}" for name, value in c.items()] for c in (one.scenario_settings, one.agent_settings)]
+    nowhere = str(tmp_path / "not here")
+    order = Order(str(tmp_path), "cpu", "fp32", 60.0, 1, nowhere, one.scenario, one.agent, 0, *said, str(one.path))
+    player = Player(order)
+    player._child.stdin.close()  # type: ignore[union-attr]  # as the system does where a process is gone
     assert player.follow(lambda progress: None).error == (
         "Expected a process that plays to the end; got exit code 1. Read its log."
     )
+    player.stop()
