@@ -104,7 +104,7 @@ from clgym.agent import Agent, AgentSpec
 from clgym.errors import SettingError
 
 class Drill(Agent):
-    """Answers the first class, or does as told.
+    """Guesses by the sum of pixels, or does as told.
 
     Args:
         setup: What is known of the stream.
@@ -112,7 +112,7 @@ class Drill(Agent):
         die: Be killed at the end of the first task, unless this file is there already.
         pause: Seconds that a batch takes.
         say: Print this.
-        lr: Answer class ``lr``.
+        lr: Factor of the sum; 0 is the first class.
         betas: Any.
     """
 
@@ -137,7 +137,8 @@ class Drill(Agent):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def answer(self, event):
-        return np.full(len(event.inputs), int(self.lr) % len(event.candidates))
+        sums = event.inputs.reshape(len(event.inputs), -1).sum(1, dtype=np.int64)
+        return int(self.lr) * sums % len(event.candidates)
 
 class Picky(Drill):
     """Refuses every stream."""
@@ -194,3 +195,33 @@ def drill(drill_package: Path) -> Iterator[None]:
     """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0`` in one test."""
     with _installed(drill_package):
         yield
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have sweeps play in this process rather than start others; return the paths of what is played."""
+    from clgym.worker import Ending, Order, Progress, play
+
+    played: list[str] = []
+
+    class Here:
+        def __init__(self, order: Order) -> None:
+            self.order = order
+            played.append(order.path)
+
+        def follow(self, tell: Callable[[Progress], None]) -> Ending:
+            tell(Progress(1, 20, "asking", 0.5))
+            try:
+                play(self.order, [])
+            except Exception as error:
+                return Ending("failed", type(error).__name__, str(error))
+            return Ending("finished")
+
+        def stop(self) -> None:
+            pass
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("clgym.sweep_here.Player", Here)
+    return played

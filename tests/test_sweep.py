@@ -20,7 +20,7 @@ from clgym.record import RunRecord
 from clgym.runner import run
 from clgym.sweep import Outcome, Watch, finished, sweep
 from clgym.sweep_here import cores, slots_of
-from clgym.worker import Ending, Order, Player, Progress, play
+from clgym.worker import Ending, Order, Player, Progress
 
 MTIL = "CLIP-MTIL-v0"
 SMALL = {"tasks": 2, "steps": 3}
@@ -38,32 +38,6 @@ def small(agents: str | Sequence[str], seeds: Sequence[int] = (0,), **chosen: Se
 def told(record: RunRecord) -> dict[str, Any]:
     """What a record says but for circumstances."""
     return record.model_dump(exclude={"resources", "hardware"})
-
-
-class Here:
-    """Plays in this process."""
-
-    played: list[str]
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self.played.append(order.path)
-
-    def follow(self, tell: Callable[[Progress], None]) -> Ending:
-        tell(Progress(1, 20, "asking", 0.5))
-        try:
-            play(self.order, [])
-        except Exception as error:
-            return Ending("failed", type(error).__name__, str(error))
-        return Ending("finished")
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Start no processes; return the paths of what is played."""
-    Here.played = []
-    monkeypatch.setattr("clgym.sweep_here.Player", Here)
-    return Here.played
 
 
 class Diary(Watch):
@@ -136,7 +110,7 @@ def test_a_damaged_run_fails_with_the_name_of_the_file(here: list[str], tmp_path
 def test_a_run_that_is_not_here_is_said_to_be_elsewhere(
     here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Here, "follow", lambda self, tell: Ending("finished"))
+    monkeypatch.setattr("clgym.sweep_here.Player.follow", lambda self, tell: Ending("finished"))
     (outcome,) = swept(small("drill"), tmp_path)
     assert outcome.error == (
         f"Expected the finished run in {outcome.folder}; got none. Choose a folder that all nodes share."
@@ -152,10 +126,10 @@ def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
 def test_an_error_of_our_own_is_raised_once_nothing_is_played(
     here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Here, tell: object) -> Ending:
+    def broken(self: object, tell: object) -> Ending:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Here, "follow", broken)
+    monkeypatch.setattr("clgym.sweep_here.Player.follow", broken)
     with pytest.raises(ZeroDivisionError):
         swept(small("drill"), tmp_path)
 
@@ -276,7 +250,7 @@ def test_a_second_ctrl_c_does_not_wait(second: str, tmp_path: Path, monkeypatch:
     def ctrl_c(*args: object) -> None:
         raise KeyboardInterrupt
 
-    class Stubborn(Here):
+    class Stubborn:
         killed = threading.Event()
 
         def __init__(self, order: Order) -> None:
