@@ -40,7 +40,17 @@ def emit(payload: Any, as_json: bool, *shown: RenderableType) -> None:
         return
     console = stdout()
     for part in shown:
-        console.print(part, crop=False)  # where there is no room for ids, lines are longer than the terminal
+        show(console, part)
+
+
+def show(console: Console, part: RenderableType) -> None:
+    """Print something; a table whose columns do not fit is wider than the terminal rather than broken."""
+    if isinstance(part, Table):
+        _, right, _, left = part.padding
+        frame = len(part.columns) * (left + right) + (len(part.columns) + 1 if part.box else 0)
+        least = sum(column.min_width or 1 for column in part.columns) + frame
+        part.width = least if least > console.width else part.width
+    console.print(part, crop=False)
 
 
 def note(text: str) -> None:

@@ -36,15 +36,19 @@ class Choice:
 
     Attributes:
         ladder: Which one.
-        accuracies: ``average_accuracy`` of each rung on the tuning seed, in [0, 1]; higher is better; ``None``
-            for one that did not finish.
-        best: Number of the best rung, the first of equals; ``None`` where none finished, or one is missing for
-            another reason than answers that are no answers.
+        outcomes: What came of each rung.
+        best: Number of the rung with the highest ``average_accuracy``, the first of equals; ``None`` where none
+            finished, or one is missing for another reason than answers that are no answers.
     """
 
     ladder: Ladder
-    accuracies: tuple[float | None, ...]
+    outcomes: tuple[Outcome, ...]
     best: int | None
+
+    @property
+    def accuracies(self) -> tuple[float | None, ...]:
+        """``average_accuracy`` of each rung on the tuning seed, in [0, 1]; ``None`` where it did not finish."""
+        return tuple(average_accuracy(o.record.matrix) if o.record else None for o in self.outcomes)
 
     @property
     def settings(self) -> Mapping[str, Any] | None:
@@ -93,13 +97,13 @@ def _with(one: Cell, step: Mapping[str, Any], seed: int) -> Cell:
 
 def choose(ladder: Ladder, outcomes: Mapping[Path, Outcome]) -> Choice:
     """Return the best rung, given what came of the rungs by path."""
-    came = [outcomes[rung.path] for rung in ladder.rungs]
-    accuracies = tuple(average_accuracy(o.record.matrix) if o.record else None for o in came)
+    came = tuple(outcomes[rung.path] for rung in ladder.rungs)
+    accuracies = Choice(ladder, came, None).accuracies
     # Answers of NaN are what too high a learning rate gives: such a rung has lost. Any other failure might have won.
     unsettled = any(o.record is None and o.kind != "InvalidAnswerError" for o in came)
     scored = {number: accuracy for number, accuracy in enumerate(accuracies) if accuracy is not None}
     best = None if unsettled or not scored else max(scored, key=lambda number: scored[number])
-    return Choice(ladder, accuracies, best)
+    return Choice(ladder, came, best)
 
 
 def settled(cells: Sequence[Cell], made: Mapping[Path, Choice]) -> list[Cell]:

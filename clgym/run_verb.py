@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clgym.console import emit, matrix_table, metrics_table, note, stdout
+from clgym.console import emit, matrix_table, metrics_table, note, show, stdout
 from clgym.errors import SettingError
 from clgym.options import (
     RUNS,
@@ -86,7 +86,7 @@ def _show_run(folder: Path, record: RunRecord) -> None:
     title = f"{record.scenario} · {record.agent} · seed {record.seed}"
     console.print(matrix_table(record.matrix, record.tasks, title))
     console.print()
-    console.print(metrics_table(record.metrics, find("scenarios", record.scenario).spec.metrics), crop=False)
+    show(console, metrics_table(record.metrics, find("scenarios", record.scenario).spec.metrics))
     console.print(f"\nrecord: {folder}\n", markup=False, soft_wrap=True)
 
 

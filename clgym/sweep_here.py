@@ -61,12 +61,12 @@ def play_here(orders: Sequence[Order], slots: Sequence[str], tell: Tell, on_stop
                 except Empty:
                     continue
         except BaseException:
-            pool.stop()
-            on_stop()
             try:
+                pool.stop()
+                on_stop()
                 wait(servers)
-            except KeyboardInterrupt:
-                pool.kill()
+            finally:
+                pool.kill()  # those that a second Ctrl-C would not wait for
             raise
     for server in servers:
         server.result()

@@ -30,6 +30,7 @@ from clgym.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from clgym.grid import Cell, Skip
@@ -61,56 +62,57 @@ def with_address(words: Sequence[str]) -> list[str]:
     return out
 
 
+Scenarios = Annotated[str, typer.Argument(metavar="SCENARIOS", help="Scenario ids, parted by commas.")]
+Agents = Annotated[str, typer.Option(help="Agent ids, parted by commas; or all that fit the scenario.")]
+OfAgents = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=V1,V2", help="Settings of the agents; AGENT:KEY=V1,V2 of one alone."),
+]
+OfScenarios = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="KEY=V1,V2", help="Settings of the scenarios; SCENARIO:KEY=V1,V2 of one alone."),
+]
+Tried = Annotated[
+    list[str] | None,
+    typer.Option("--ladder", metavar="KEY=V1,V2", help="Try these on the tuning seed, and report at the best."),
+]
+TuningSeed = Annotated[int, typer.Option(help="Seed that ladders are tried on.")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time; 0 is one per core, or per GPU.")]
+Threads = Annotated[int, typer.Option(help="Threads of each run; 0 is cores by jobs, and 1 on Ray.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="[ADDRESS]", help="Run on Ray: the cluster there, the running one, or a new one here."),
+]
+Gpus = Annotated[float | None, typer.Option(help="GPUs that each run claims on Ray, also a fraction.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be played, and what is done.")]
+
+
 def sweep(
-    scenarios: Annotated[str, typer.Argument(metavar="SCENARIOS", help="Scenario ids, parted by commas.")],
-    agents: Annotated[str, typer.Option(help="Agent ids, parted by commas; or all that fit the scenario.")],
+    scenarios: Scenarios,
+    agents: Agents,
     seeds: Seeds = "0",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=V1,V2", help="Settings of the agents; AGENT:KEY=V1,V2 of one alone."),
-    ] = None,
-    with_: Annotated[
-        list[str] | None,
-        typer.Option("--with", metavar="KEY=V1,V2", help="Settings of the scenarios; SCENARIO:KEY=V1,V2 of one alone."),
-    ] = None,
+    set_: OfAgents = None,
+    with_: OfScenarios = None,
     source: Source = "",
     probe_every: ProbeEvery = None,
-    ladder: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=V1,V2", help="Try these on the tuning seed, and report at the best."),
-    ] = None,
-    tuning_seed: Annotated[int, typer.Option(help="Seed that ladders are tried on.")] = 100,
+    ladder: Tried = None,
+    tuning_seed: TuningSeed = 100,
     out: Out = RUNS,
-    jobs: Annotated[int, typer.Option(help="Runs at a time; 0 is one per core, or per GPU.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of each run; 0 is cores by jobs, and 1 on Ray.")] = 0,
+    jobs: Jobs = 0,
+    threads: Threads = 0,
     device: Device = "auto",
     precision: Precision = "fp32",
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="[ADDRESS]", help="Run on Ray: the cluster there, the running one, or a new one here."),
-    ] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs that each run claims on Ray, also a fraction.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be played, and what is done.")
-    ] = False,
+    ray: RayAddress = None,
+    gpus: Gpus = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Play a grid of scenarios, agents, seeds and settings, many at a time; what is finished is not played again."""
-    from clgym.board import Board
     from clgym.grid import seeds as listed
-    from clgym.ladder import tuned
-    from clgym.sweep import sweep as play
 
-    plan = _planned(
-        scenarios,
-        agents,
-        listed(seeds),
-        (of_scenario(with_, source, probe_every), set_ or [], ladder or []),
-        tuning_seed,
-        out,
-        precision,
-    )
+    texts = (of_scenario(with_, source, probe_every), set_ or [], ladder or [])
+    plan = _planned(scenarios, agents, listed(seeds), texts, tuning_seed, out, precision)
     for skip in plan.skipped:
         note(f"Skipped {skip.agent} on {skip.scenario}: {skip.reason}")
     if dry_run:
@@ -125,17 +127,25 @@ def sweep(
         "gpus": gpus,
     }
     try:
-        with ExitStack() as stack:
-            watch = None if quiet else stack.enter_context(Board())
-            outcomes, choices = tuned(plan.cells, plan.ladders, partial(play, out=out, watch=watch, **means))
+        outcomes, choices = _play(plan, out, means, quiet)
     except KeyboardInterrupt as error:
         raise interrupted("runs in hand keep checkpoints", [], as_json) from error
-    _finish(plan, outcomes, choices, quiet=quiet, as_json=as_json)
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
         _show_failure(outcome, out, device, precision)
+    _finish(plan, outcomes, choices, quiet=quiet, as_json=as_json)
     if failed:
         raise typer.Exit(1)
+
+
+def _play(plan: _Plan, out: Path, means: dict[str, Any], quiet: bool) -> tuple[list[Outcome], list[Choice]]:
+    from clgym.board import Board
+    from clgym.ladder import tuned
+    from clgym.sweep import sweep as play
+
+    with ExitStack() as stack:
+        watch = None if quiet else stack.enter_context(Board())
+        return tuned(plan.cells, plan.ladders, partial(play, out=out, watch=watch, **means))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +258,7 @@ def _finish(plan: _Plan, outcomes: Sequence[Outcome], choices: Sequence[Choice],
             **_identity(outcome.cell),
             "folder": str(outcome.folder),
             "state": "finished" if outcome.record else "failed",
-            "error": {"kind": outcome.kind, "message": outcome.error} if outcome.error else None,
+            "error": _error(outcome),
         }
         for outcome in outcomes
     ]
@@ -258,17 +268,24 @@ def _finish(plan: _Plan, outcomes: Sequence[Outcome], choices: Sequence[Choice],
         "ladders": [_climbed(choice) for choice in choices],
         "table": [asdict(row) for row in rows],
     }
-    shown: list[Any] = [_ladder_table(choices), ""] if choices else []
+    shown: list[RenderableType] = [_ladder_table(choices), ""] if choices else []
     emit(payload, as_json, *shown, *rich_tables(rows, stdout().width))
 
 
+def _error(outcome: Outcome) -> dict[str, str] | None:
+    return {"kind": outcome.kind, "message": outcome.error} if outcome.error else None
+
+
 def _climbed(choice: Choice) -> dict[str, Any]:
+    """Return a ladder as JSON has it."""
     base = _identity(choice.ladder.base)
-    rungs = zip(choice.ladder.steps, choice.accuracies, strict=True)
     return {
         **{name: value for name, value in base.items() if name != "seed"},
         "tuning_seed": choice.ladder.rungs[0].seed,
-        "rungs": [{"settings": step, "average_accuracy": accuracy} for step, accuracy in rungs],
+        "rungs": [
+            {"settings": step, "average_accuracy": accuracy, "folder": str(came.folder), "error": _error(came)}
+            for step, accuracy, came in zip(choice.ladder.steps, choice.accuracies, choice.outcomes, strict=True)
+        ],
         "chosen": choice.settings,
     }
 
@@ -277,12 +294,12 @@ def _ladder_table(choices: Sequence[Choice]) -> Table:
     """Return every rung with its accuracy on the tuning seed."""
     rows = []
     for choice in choices:
-        base = choice.ladder.base
+        base, last = choice.ladder.base, len(choice.outcomes) - 1
         for number, (step, accuracy) in enumerate(zip(choice.ladder.steps, choice.accuracies, strict=True)):
-            end = len(choice.accuracies) > 2 and number in (0, len(choice.accuracies) - 1)
-            mark = "" if number != choice.best else "best, and the last on its side" if end else "best"
+            mark = "best, at the end of the ladder" if last > 1 and number in (0, last) else "best"
+            failed = "" if accuracy is not None else f"{choice.outcomes[number].kind}, {choice.outcomes[number].log}"
             rung = ", ".join(f"{name}={value}" for name, value in step.items())
-            rows.append([base.player, base.stage, rung, percent(accuracy), mark])
+            rows.append([base.player, base.stage, rung, percent(accuracy), mark if number == choice.best else failed])
     seed = choices[0].ladder.rungs[0].seed
     return plain_table(["agent", "scenario", "rung", f"average accuracy on seed {seed}, %", ""], rows, whole=(0, 1))
 

@@ -229,7 +229,7 @@ def main() -> None:
     order = Order(**json.loads(orders.readline()))
     threading.Thread(target=_obey, args=(orders,), daemon=True).start()
     try:
-        _play(order, parent)
+        play(order, [_Pulse(parent)])
         ending = Ending("finished")
     except KeyboardInterrupt:
         ending = Ending("stopped", "KeyboardInterrupt", "Interrupted; it keeps a checkpoint. Start the sweep again.")
@@ -239,10 +239,11 @@ def main() -> None:
     _say(parent, asdict(ending))
 
 
-def _play(order: Order, parent: TextIO) -> None:
-    from clgym.runner import run
+def play(order: Order, callbacks: Sequence[Callback]) -> RunRecord:
+    """Play an order in this process, or continue it; see :func:`clgym.run`."""
+    from clgym.runner import run  # torch comes with it, and a child that has just started is to obey first
 
-    run(
+    return run(
         order.scenario,
         order.agent,
         order.seed,
@@ -251,7 +252,7 @@ def _play(order: Order, parent: TextIO) -> None:
         resume=True,
         device=order.device,
         precision=order.precision,
-        callbacks=[_Pulse(parent)],
+        callbacks=callbacks,
         checkpoint_seconds=order.checkpoint_seconds,
         **chosen("agents", order.agent, order.agent_settings),
     )

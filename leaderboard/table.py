@@ -264,9 +264,10 @@ def _rich_table(group: Sequence[Row], ids: Sequence[str]) -> Table:
     table = Table(title_justify="left", caption_justify="left", title_style="", caption_style="dim")
     longest = max(len(word) for row in group for word in row.label.split())
     table.add_column("agent", overflow="fold", min_width=longest)  # an id is not broken
-    table.add_column("seeds", justify="right", no_wrap=True)
+    table.add_column("seeds", justify="right", no_wrap=True, min_width=max(len(_seeds(row)) for row in group))
     for id in ids:
-        table.add_column("\n".join(_heading(id)), justify="right", no_wrap=True)
+        room = max(map(len, [*_heading(id), *(str(row.metrics[id]) for row in group)]))
+        table.add_column("\n".join(_heading(id)), justify="right", no_wrap=True, min_width=room)
     for row in group:
         table.add_row(escape(row.label), _seeds(row), *(str(row.metrics[id]) for id in ids))
     return table
