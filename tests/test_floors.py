@@ -22,8 +22,8 @@ FLOORS = tuple(
         "sources tuning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "grid leaderboard rescore runner sweep sweep_here sweep_ray worker",
-        "__init__ __main__ console doctor fetch gallery jobs listing",
+        "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker",
+        "__init__ __main__ board console doctor fetch gallery jobs listing options run_verb sweep_verb",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
