@@ -17,9 +17,9 @@ FLOORS = tuple(
     for names in (
         "errors events kernels",
         "anytime formulary metrics ops record references seeds spaces",
-        "agent attention backbones checkpoint conformance contrast device distil folder frozen head hub hub_sets "
-        "images increments inside labels learner lookahead lora memory parts plan plots prompting scenario scorer "
-        "sources tuning variants vit whitebox worlds",
+        "agent attention backbones checkpoint columns conformance contrast device distil folder frozen head hub "
+        "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
+        "scorer sources tuning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker",
