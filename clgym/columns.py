@@ -170,6 +170,6 @@ def plain(value: float) -> str:
     """Say a number that is no share, in four digits or, from 1,000 on, to the unit.
 
     >>> plain(0.012345), plain(12.3456), plain(12345.6)
-    ('0.01234', '12.35', '12,346')
+    ('0.01235', '12.35', '12,346')
     """
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
