@@ -115,7 +115,8 @@ class CODAPrompt(Learner):
         if not self.tasks:
             return super().encode(images)
         prompts = assemble(self.vit.query(images), *self.parts())
-        with self.vit.prefixed([(self.at, prompts.unflatten(2, (2, -1)).transpose(1, 2))]):
+        pairs = prompts.view(*prompts.shape[:2], 2, -1).transpose(1, 2)
+        with self.vit.prefixed([(self.at, pairs)]):
             return super().encode(images)
 
     def footprint(self) -> Footprint:
@@ -188,4 +189,5 @@ def orthogonal(count: int, before: Tensor, generator: torch.Generator) -> Tensor
     if 0 < len(before) <= before.shape[1] - count:
         basis = torch.linalg.qr(before.detach().double().cpu().mT).Q  # (d, M)
         drawn = drawn - drawn @ basis @ basis.mT
-    return torch.linalg.qr(drawn.mT).Q.mT.to(before)
+    rows: Tensor = torch.linalg.qr(drawn.mT).Q.mT.to(before)
+    return rows

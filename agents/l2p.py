@@ -87,8 +87,8 @@ class L2P(Learner):
         self.read_prompts = (read or ("class" if setup.reads_text else "prompts")) == "prompts"
         self.vit = PromptedViT(self.backbone)
         drawn = torch.rand(pool * (length * self.vit.width + self.backbone.embed_dim), generator=self.generator)
-        prompts, keys = (0.01 * drawn.to(self.device)).split(
-            [pool * length * self.vit.width, pool * self.backbone.embed_dim]
+        prompts, keys = torch.split(
+            0.01 * drawn.to(self.device), [pool * length * self.vit.width, pool * self.backbone.embed_dim]
         )
         self.prompts = nn.Parameter(prompts.view(pool, length, -1))
         self.keys = nn.Parameter(keys.view(pool, -1))

@@ -196,7 +196,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         parts = [t.test.batch(order[:share]) for t, order in zip(life.tasks, life.questions, strict=True)]
         if isinstance(parts[0], tuple):
             return tuple(text for part in parts for text in part)
-        return np.concatenate(parts)  # type: ignore[arg-type]
+        return np.concatenate(parts)
 
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""

@@ -16,15 +16,19 @@ from clgym.agent import Agent, Footprint, Setup
 from clgym.attention import Encoders, lora_targets, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
 from clgym.device import pick_device, pick_precision
+from clgym.distil import sigmoid_loss
 from clgym.errors import SettingError
 from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.optim import AdamWProx
 from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
 UNMET = -1e4  # logit of a class that a growing head has no row for
+CLASS_LOSSES = ("ce", "bce")
+EVEN_COSINE = 0.25  # on CLIP, where a sigmoid says one half: between matching and other pairs (tiny CLIP: 0.36, 0.18)
 
 
 class Learner(Agent):
@@ -46,6 +50,7 @@ class Learner(Agent):
         label_smoothing: Of the cross-entropy, in [0, 1).
         ensemble: Average a class's text features over all its templates when answering, as ZSCL does,
             rather than use the training template alone.
+        class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
     Raises:
         SettingError: A setting is out of range, or the device is not there.
@@ -61,6 +66,7 @@ class Learner(Agent):
         warmup: float = 0.0,
         label_smoothing: float = 0.0,
         ensemble: bool = True,
+        class_loss: str = "ce",
     ) -> None:
         """Load the backbone frozen."""
         super().__init__(setup)
@@ -70,7 +76,11 @@ class Learner(Agent):
             raise SettingError(
                 f"Expected warmup and label_smoothing in [0, 1); got {warmup} and {label_smoothing}. Try 0."
             )
-        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        if class_loss not in CLASS_LOSSES:
+            raise SettingError(
+                f"Expected class_loss to be one of {CLASS_LOSSES}; got {class_loss!r}. Choose one of these."
+            )
+        self.lr, self.betas, self.weight_decay, self.class_loss = lr, betas, weight_decay, class_loss
         self.warmup, self.label_smoothing, self.ensemble = warmup, label_smoothing, ensemble
         self.device = pick_device(setup.device)
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
@@ -137,9 +147,18 @@ class Learner(Agent):
         """Put the task away."""
 
     def cross_entropy(self, images: Tensor, targets: Tensor, prompts: Prompts) -> Tensor:
-        """Return the image-to-class cross-entropy over the classes of ``prompts``."""
-        logits = self.logits(images, self.training_rows(prompts))
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        """Return the image-to-class loss over the classes of ``prompts``, see :meth:`against_labels`."""
+        return self.against_labels(self.logits(images, self.training_rows(prompts)), targets)
+
+    def against_labels(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the ``class_loss`` of logits ``(B, C)`` against labels ``(B,)``, averaged over rows."""
+        if self.class_loss == "ce":
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return sigmoid_loss(self.log_odds(logits), F.one_hot(targets, logits.shape[1]).to(logits))
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Return what a sigmoid per class reads: a head's logits, or CLIP's counted from :data:`EVEN_COSINE`."""
+        return logits if self.head is not None else logits - self.scale * EVEN_COSINE
 
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of images over classes, see :meth:`classify`."""
@@ -174,9 +193,7 @@ class Learner(Agent):
             groups.append({"params": list(self.head.blocks), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-            )
+            self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""

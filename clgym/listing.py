@@ -34,7 +34,9 @@ def listing(rooms: Sequence[Room], kind: str = "") -> tuple[dict[str, list[dict[
         room: [row for row in rows if kind in ("", row["kind"]) or kind in row["with"]] for room, rows in found.items()
     }
     tables = [_table(room, rows, kind) for room, rows in shown.items() if rows]
-    return dict(shown), [*tables] if tables else [f"Nothing listed is {kind} or can be made so."]
+    return {str(room): rows for room, rows in shown.items()}, [*tables] if tables else [
+        f"Nothing listed is {kind} or can be made so."
+    ]
 
 
 def _row(room: Room, spec: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SPECS: dict[str, type[AgentSpec] | type[ScenarioSpec]] = {
     "AgentSpec": AgentSpec,
     "ScenarioSpec": ScenarioSpec,
 }
+# A class from its first line to its first method, or to the next statement at the margin.
+_HEAD = re.compile(r"^class .*?(?=^    (?:async )?def |^    @|^(?!class )\S|^class |\Z)", re.MULTILINE | re.DOTALL)
 # Settings that every class of a room has beside its own, and what they mean; by default they follow the run's seed.
 SHARED: dict[Room, dict[str, str]] = {
     "scenarios": {
@@ -68,16 +71,20 @@ def entries(room: Room) -> dict[str, Entry]:
     """Return everything registered in a room by id, read from the sources; nothing is imported."""
     folder = Path(__file__).parent / room
     found = [entry for path in sorted(folder.glob("*.py")) for entry in read(path, f"clgym.{room}.{path.stem}")]
-    for point in importlib.metadata.entry_points(group=f"clgym.{room}"):
+    for point in _points().select(group=f"clgym.{room}"):
         found += _foreign(point)
     return {entry.spec.id: entry for entry in sorted(found, key=lambda entry: entry.spec.id)}
 
 
+@cache
+def _points() -> Any:
+    """Return the entry points of every distribution; to read them takes as long as to read our own files."""
+    return importlib.metadata.entry_points()
+
+
 def read(path: Path, module: str) -> Iterator[Entry]:
     """Yield the classes of a file that state a spec, without running the file."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
+    for node in _classes(path.read_text(encoding="utf-8")):
         for line in node.body:
             match line:
                 case (
@@ -87,6 +94,15 @@ def read(path: Path, module: str) -> Iterator[Entry]:
                     if kind in SPECS:
                         values = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
                         yield Entry(SPECS[kind](**values), module, node.name, path)
+
+
+def _classes(source: str) -> list[ast.ClassDef]:
+    """Return the classes of a file, up to their first method: parsing all of it would take long."""
+    try:
+        nodes = [node for head in _HEAD.findall(source) for node in ast.parse(head).body]
+    except SyntaxError:  # a docstring that holds a method was cut in two
+        nodes = ast.parse(source).body
+    return [node for node in nodes if isinstance(node, ast.ClassDef)]
 
 
 def _foreign(point: importlib.metadata.EntryPoint) -> list[Entry]:

@@ -116,7 +116,14 @@ def sweep(
     if dry_run:
         _show_plan(plan, out, as_json)
         return
-    means = {"jobs": jobs, "threads": threads, "device": device, "precision": precision, "ray": ray, "gpus": gpus}
+    means: dict[str, Any] = {
+        "jobs": jobs,
+        "threads": threads,
+        "device": device,
+        "precision": precision,
+        "ray": ray,
+        "gpus": gpus,
+    }
     try:
         with ExitStack() as stack:
             watch = None if quiet else stack.enter_context(Board())
@@ -251,7 +258,7 @@ def _finish(plan: _Plan, outcomes: Sequence[Outcome], choices: Sequence[Choice],
         "ladders": [_climbed(choice) for choice in choices],
         "table": [asdict(row) for row in rows],
     }
-    shown = [_ladder_table(choices), ""] if choices else []
+    shown: list[Any] = [_ladder_table(choices), ""] if choices else []
     emit(payload, as_json, *shown, *rich_tables(rows, stdout().width))
 
 

@@ -16,10 +16,11 @@ FLOORS = tuple(
     set(names.split())
     for names in (
         "errors events kernels",
-        "anytime formulary metrics ops record references seeds spaces",
-        "agent attention backbones checkpoint columns conformance contrast device distil folder frozen head hub "
-        "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
-        "scorer sources tuning variants vit whitebox worlds",
+        "anytime backend bank batching formulary gating lowrank merging metrics nf4 ops philox projection prox "
+        "record references seeds spaces stacking",
+        "agent attention backbones checkpoint columns conformance contrast device distil exchange fisher folder frozen "
+        "head hub hub_sets images increments inside labels learner lookahead lora memory optim parts plan plots "
+        "prompting scenario scorer sources tuning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker",

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import clgym
+from clgym.device import pick_device
 from clgym.errors import SettingError
 from clgym.events import Query, TaskEnd, Train
-from clgym.learner import Learner, agent_seed, pick_device
+from clgym.learner import Learner
 from clgym.registry import entries
+from clgym.seeds import agent_seed
 
 
 def learner(agent: str = "sequential_lora", **settings: Any) -> Learner:
@@ -102,9 +104,9 @@ def test_features_are_what_is_classified(id: str) -> None:
 
 
 def test_prompts_and_adapters_show_in_the_features() -> None:
-    env = clgym.make("CLIP-MTIL-v0", tasks=1, steps=2)
+    env: Any = clgym.make("CLIP-MTIL-v0", tasks=1, steps=2)
     for id in ("sequential_lora", "l2p", "dualprompt", "coda_prompt"):
-        agent = clgym.make_agent(id, env, device="cpu", lr=0.1)
+        agent: Any = clgym.make_agent(id, env, device="cpu", lr=0.1)
         event, _ = env.reset(seed=0)
         assert isinstance(event, Query)
         few = env.unwrapped.held_out(3)

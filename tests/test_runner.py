@@ -761,7 +761,7 @@ def test_an_agent_that_offers_nothing_has_no_whitebox_columns() -> None:
 def test_each_generator_can_have_a_seed_of_its_own(tmp_path: Path) -> None:
     def played(**seeds: int) -> tuple[str, str, list[float | None]]:
         stream = {name: seed for name, seed in seeds.items() if name != "agent_seed"}
-        agent = {name: seed for name, seed in seeds.items() if name == "agent_seed"}
+        agent: dict[str, Any] = {name: seed for name, seed in seeds.items() if name == "agent_seed"}
         record = run("Toy-v0", "walker", 0, out=tmp_path, scenario_settings=stream, **agent)
         log = (tmp_path / folder_of(record) / "predictions.parquet").read_bytes()
         return hashlib.sha256(log).hexdigest(), record.fingerprints["stream"], record.R[-1]

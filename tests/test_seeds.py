@@ -102,7 +102,7 @@ def test_a_resumed_stream_keeps_its_seeds(shuffled: Callable[..., ContinualEnv])
 
 
 def test_the_agents_seed_is_its_own() -> None:
-    env = clgym.make("CLIP-MTIL-v0", order_seed=3)
+    env: Any = clgym.make("CLIP-MTIL-v0", order_seed=3)
     assert env.unwrapped.seeds == StreamSeeds(order_seed=3)
     assert make_agent("sequential_lora", env, 0).setup.seed == 0
     assert make_agent("sequential_lora", env, 0, agent_seed=3).setup.seed == 3

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_docstring_and_table_agree(id: str) -> None:
 
 
 def test_a_gradient_method_offers_all_and_a_mixture_no_weights() -> None:
-    env = clgym.make("CLIP-MTIL-v0", tasks=2)
+    env: Any = clgym.make("CLIP-MTIL-v0", tasks=2)
     env.reset(seed=0)
     inputs = env.unwrapped.held_out(200)
     assert inputs.shape == (200, 32, 32, 3)
@@ -103,7 +104,7 @@ def test_an_agent_need_not_offer_anything() -> None:
 
 
 def test_the_batch_is_the_first_questions_of_every_task_whatever_the_seed() -> None:
-    env = clgym.make("CLIP-XTAIL-v0", tasks=3)
+    env: Any = clgym.make("CLIP-XTAIL-v0", tasks=3)
     batches = []
     for seed in (0, 1):
         event, _ = env.reset(seed=seed)
