@@ -35,7 +35,7 @@ class SimpleCIL(Learner):
         title="SimpleCIL (frozen features and class means)",
         paper="arXiv:2303.07338",
         code="github.com/sun-hailong/LAMDA-PILOT@3450184",
-        family="representation",
+        family="baseline",
         departs=(
             "A sample counts once, as it is first shown; the code passes once over images as they are. On CLIP "
             "the features are the projected ones, of length 1. The temperature is not the paper's, which only ranks."

@@ -132,21 +132,29 @@ verb(sweep, cls=SweepCommand)
 def score(
     runs: Runs,
     joint: Annotated[Path | None, typer.Option(help="Runs of a joint agent, for intransigence.")] = None,
+    single: Annotated[
+        Path | None, typer.Option(help="Runs of single_task, for the gap to a fresh start and forward transfer.")
+    ] = None,
+    columns: Annotated[str, typer.Option(metavar="A,B,C", help="What tables show; see clgym explain.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Recompute every number of runs from their predictions, and compare with what was recorded."""
+    from clgym.columns import chosen, needing, shown, values
     from clgym.leaderboard.table import rich_tables, summarise
-    from clgym.rescore import finished, joint_reference, rescored
+    from clgym.rescore import finished, reference, rescored
 
+    ids = chosen(columns) if columns else ()
+    given = {kind: path for kind, path in (("joint", joint), ("single", single)) if path is not None}
     done, waiting = finished(runs)
     for folder in waiting:
         note(f"Skipped {folder}: not finished.")
     reports = {}
     for folder, record in done.items():
         note(f"Scoring {folder}")
-        references = {} if joint is None else {"joint": joint_reference([joint], record)}
+        references = {kind: reference(kind, [path], record) for kind, path in given.items()}
         reports[folder] = rescored(folder, record, **references)
-    rows = summarise(done.values())
+        done[folder] = record.model_copy(update={"metrics": reports[folder].metrics})
+    rows = summarise(done.values(), ids, () if ids else needing(given))
     payload = {
         "runs": [
             {"folder": str(f), "tasks": r.tasks, "R": r.R.tolist(), "metrics": r.metrics} for f, r in reports.items()
@@ -155,14 +163,14 @@ def score(
     }
     if len(reports) == 1:
         ((folder, report),) = reports.items()
-        ids = (*find("scenarios", done[folder].scenario).spec.metrics, *(["intransigence"] if joint else []))
+        ids = ids or shown(find("scenarios", done[folder].scenario).spec.metrics, report.metrics)
         title = f"{rows[0].table} · {rows[0].label} · seed {rows[0].seeds[0]}"
         emit(
             payload,
             as_json,
             matrix_table(report.R, report.tasks, title),
             "",
-            metrics_table(report.metrics, ids),
+            metrics_table(values(done[folder]), ids),
         )
     else:
         emit(payload, as_json, *rich_tables(rows, stdout().width))
@@ -194,18 +202,18 @@ def explain(
     metric: Annotated[str, typer.Argument(help="Metric id; without it all are listed.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a metric is: formula, range, direction, source, and what it is not."""
-    from clgym.metrics import METRICS
-    from clgym.metrics import explain as explained
+    """Say what a metric or another column is: formula, range, direction, source, and what it is not."""
+    from clgym.columns import columns
+    from clgym.columns import explain as explained
 
     if metric:
         text = explained(metric)
-        emit(_metric(METRICS[metric]) | {"text": text}, as_json, escape(text))
+        emit(_metric(columns()[metric]) | {"text": text}, as_json, escape(text))
         return
     better = {True: "higher", False: "lower", None: ""}
-    rows = [[m.id, m.title, better[m.higher_is_better], m.formula] for m in METRICS.values()]
+    rows = [[m.id, m.title, better[m.higher_is_better], m.formula] for m in columns().values()]
     table = plain_table(["metric", "title", "better", "formula"], rows)
-    emit({"metrics": [_metric(m) for m in METRICS.values()]}, as_json, table)
+    emit({"metrics": [_metric(m) for m in columns().values()]}, as_json, table)
 
 
 def _metric(metric: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from clgym.columns import columns, said
 from clgym.errors import ClgymError
-from clgym.metrics import METRICS
 
 PIPE_WIDTH = 160  # columns where nobody watches, so that files and pipes get whole lines
 NARROWEST = 10  # columns that a text is given where there is no room
@@ -108,16 +108,30 @@ def matrix_table(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str) -
 
 
 def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Table:
-    """Return some metrics of a run with their titles, in percent, and which way is better."""
+    """Return some columns of a run with their titles, shares in percent, and which way is better."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading, side in (("metric", "left"), ("%", "right"), ("better", "left"), ("title", "left")):
         room = longest_word(ids) if heading == "metric" else None
         table.add_column(heading, justify="right" if side == "right" else "left", min_width=room)
     for id in ids:
         if id in metrics:
-            better = {True: "higher", False: "lower", None: ""}[METRICS[id].higher_is_better]
-            table.add_row(id, percent(metrics[id]), better, escape(METRICS[id].title))
+            better = {True: "higher", False: "lower", None: ""}[columns()[id].higher_is_better]
+            table.add_row(id, said(id, metrics[id]), better, escape(columns()[id].title))
     return table
+
+
+def whitebox_table(rows: Sequence[Mapping[str, float | None]], tasks: Sequence[str]) -> RenderableType:
+    """Return the white-box columns of a run, a row per look: before training and after each task."""
+    ids = list(rows[0]) if rows else []
+    if not ids:
+        return "This agent offers no look inside: no white-box columns."
+    ends = [f"{t} {name}" for t, name in enumerate(tasks, 1)]
+    if len(rows) <= len(tasks):
+        ends = ["the whole stream"]  # whose boundaries are hidden
+    names = ["0 (before training)", *ends]
+    cells = [[name, *(said(id, row.get(id)) for id in ids)] for name, row in zip(names, rows, strict=True)]
+    title = "white-box columns, on the frozen batch" + ("; dormant_units in %" if "dormant_units" in ids else "")
+    return Group(plain_table(["after learning", *ids], cells), f"[dim]{title}[/]")
 
 
 def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], whole: Sequence[int] = (0,)) -> Table:

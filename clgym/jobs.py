@@ -80,6 +80,7 @@ def play(
     overwrite: bool,
     device: str,
     precision: str,
+    whitebox: bool,
     callbacks: Sequence[Callback],
 ) -> RunRecord:
     """Play a run to its end and return its record; see :func:`clgym.runner.run`."""
@@ -93,6 +94,7 @@ def play(
         overwrite=overwrite,
         device=device,
         precision=precision,
+        whitebox=whitebox,
         callbacks=callbacks,
         **job.agent_settings,
     )

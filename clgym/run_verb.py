@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clgym.console import emit, matrix_table, metrics_table, note, show, stdout
+from clgym.columns import shown
+from clgym.console import emit, matrix_table, metrics_table, note, show, stdout, whitebox_table
 from clgym.errors import SettingError
 from clgym.options import (
     RUNS,
@@ -47,6 +48,9 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     device: Device = "auto",
     precision: Precision = "fp32",
+    whitebox: Annotated[
+        bool, typer.Option("--whitebox", help="Look inside at each task end: ranks, dormant units.")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard.")] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases.")] = False,
     quiet: Quiet = False,
@@ -63,6 +67,7 @@ def run(
     if not (resume or overwrite):
         unclaimed(jobs, out)
     means: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device, "precision": precision}
+    means["whitebox"] = whitebox
     bar = not quiet and sys.stderr.isatty()
     done: dict[Path, RunRecord] = {}
     for number, job in enumerate(jobs, 1):
@@ -86,7 +91,10 @@ def _show_run(folder: Path, record: RunRecord) -> None:
     title = f"{record.scenario} · {record.agent} · seed {record.seed}"
     console.print(matrix_table(record.matrix, record.tasks, title))
     console.print()
-    show(console, metrics_table(record.metrics, find("scenarios", record.scenario).spec.metrics))
+    ids = shown(find("scenarios", record.scenario).spec.metrics, record.metrics)
+    show(console, metrics_table(record.metrics, ids))
+    if "whitebox" in record.resources:
+        show(console, "", whitebox_table(record.resources["whitebox"], record.tasks))
     console.print(f"\nrecord: {folder}\n", markup=False, soft_wrap=True)
 
 

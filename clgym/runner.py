@@ -170,6 +170,15 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def footprint(agent: Agent) -> dict[str, int]:
+    """Return what an agent says that it costs, and as ``state_bytes`` the size of all arrays in its state."""
+    cost = agent.footprint()
+    state = agent.state_dict().values()
+    size = sum(v.nbytes for v in state if isinstance(v, np.ndarray | np.generic | torch.Tensor))
+    names = ("trainable", "stored", "added_at_inference", "sample_bytes")
+    return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
+
+
 def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord, States | None]:
     """Return the record to continue, or the finished one, or the new one; and the states to continue from.
 
@@ -304,16 +313,9 @@ class _Run:
         if isinstance(event, Train):
             self.cost["samples"] += len(event.inputs)
         if isinstance(event, TaskEnd):
-            self.per_task.append(self._footprint())
+            self.per_task.append(footprint(self.agent))
             self.looks.take(self.agent, self.env.held_out)
         return answer
-
-    def _footprint(self) -> dict[str, int]:
-        cost = self.agent.footprint()
-        state = self.agent.state_dict().values()
-        size = sum(v.nbytes for v in state if isinstance(v, np.ndarray | np.generic | torch.Tensor))
-        names = ("trainable", "stored", "added_at_inference", "sample_bytes")
-        return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 
     def _boundary(self, seen: Event) -> bool:
         """Whether a task or a round of questions about all tasks just ended; tell of the latter."""
