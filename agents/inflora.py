@@ -95,7 +95,7 @@ def without(basis: Tensor, taken: Tensor) -> Tensor:
     >>> without(torch.eye(3), torch.eye(3)[:, :1]).abs().sum(1).tolist()
     [0.0, 1.0, 1.0]
     """
-    rest, _, _ = torch.linalg.svd(basis - taken @ (taken.T @ basis), full_matrices=False)
+    rest: Tensor = torch.linalg.svd(basis - taken @ (taken.T @ basis), full_matrices=False).U
     return rest[:, : max(basis.shape[1] - taken.shape[1], 0)]
 
 

@@ -121,7 +121,7 @@ class SLCA(Learner):
         return self.against_labels(self.classify(z, self.training_rows(self._now().prompts)), targets)
 
     def _note(self, z: Tensor, targets: Tensor) -> None:
-        for c in targets.unique().tolist():
+        for c in torch.unique(targets).tolist():
             of_class = z[targets == c]
             self.moments["counts"][c] += len(of_class)
             self.moments["sums"][c] += of_class.sum(0)
@@ -154,7 +154,7 @@ class SLCA(Learner):
             drawn = torch.randn(len(names), BATCH, means.shape[1], generator=self.generator).to(self.device)
             features = (means[:, None] + drawn @ factors.mT).flatten(0, 1)
             order = torch.randperm(len(features), generator=self.generator).to(self.device)
-            for chosen in order.split(BATCH):
+            for chosen in torch.split(order, BATCH):
                 logits = normalised(self.classify(features[chosen], head.rows(names)), of, self.temperature)
                 optimizer.zero_grad()
                 F.cross_entropy(logits, chosen // BATCH).backward()  # type: ignore[no-untyped-call]

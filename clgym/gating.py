@@ -117,7 +117,7 @@ def largest(scores: Tensor, k: int) -> Tensor:
         values = scores.numpy()
         bound = np.partition(values, ranks - k, axis=-1)[:, ranks - k, None]
         kept = values >= bound
-        least, keep, count = torch.from_numpy(bound), torch.from_numpy(kept), np.count_nonzero(kept)
+        least, keep, count = torch.from_numpy(bound), torch.from_numpy(kept), int(np.count_nonzero(kept))
     if count > k * len(scores):
         tied = scores == least
         room = k - (scores > least).sum(-1, keepdim=True)

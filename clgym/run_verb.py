@@ -94,7 +94,8 @@ def _show_run(folder: Path, record: RunRecord) -> None:
     ids = shown(find("scenarios", record.scenario).spec.metrics, record.metrics)
     show(console, metrics_table(record.metrics, ids))
     if "whitebox" in record.resources:
-        show(console, "", whitebox_table(record.resources["whitebox"], record.tasks))
+        console.print()
+        show(console, whitebox_table(record.resources["whitebox"], record.tasks))
     console.print(f"\nrecord: {folder}\n", markup=False, soft_wrap=True)
 
 

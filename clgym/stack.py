@@ -73,8 +73,16 @@ class StackedLinear(nn.Module):
         self._merged = None
         offsets = (*self.offsets, len(self.A) + self.fresh.r)
         stack = torch.cat([self.A, self.fresh.A]), torch.cat([self.Bt, self.fresh.Bt])
-        settings = {"offsets": offsets, "frozen": len(self.A)}
-        return stacked_lora(x, base.weight, base.bias, *stack, self.gate, self.fresh.scale, **settings)
+        return stacked_lora(
+            x,
+            base.weight,
+            base.bias,
+            *stack,
+            self.gate,
+            self.fresh.scale,
+            offsets=offsets,
+            frozen=len(self.A),
+        )
 
     def _merged_weight(self) -> Tensor:
         parts = [t for t in (*self.fresh.changing(), self.A, self.Bt, self.gate) if t is not None]

@@ -39,7 +39,7 @@ def test_every_cell_is_there_once() -> None:
 
 
 def test_a_default_that_is_given_is_the_default() -> None:
-    default = entries("agents")["codyra-v0"].load().__init__.__kwdefaults__["r"]  # type: ignore[misc]
+    default = entries("agents")["codyra-v0"].load().__init__.__kwdefaults__["r"]
     said, silent = (cell(MTIL, "codyra", agent_settings=chosen) for chosen in ({"r": default}, {}))
     assert said == silent
     assert said.agent_settings == {}

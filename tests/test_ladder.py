@@ -34,7 +34,7 @@ class Played:
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
         self.asked += [str(one) for one in cells]
-        found = [self.accuracies.get(one.agent_settings.get("lr"), 0.3) for one in cells]
+        found = [self.accuracies.get(one.agent_settings.get("lr", -1.0), 0.3) for one in cells]
         return [
             outcome(one, None, a) if isinstance(a, str) else outcome(one, a)
             for one, a in zip(cells, found, strict=True)

@@ -87,7 +87,7 @@ def test_without_gradients_the_merged_weight_answers_and_follows_every_change() 
             lambda: lora.gates().mul_(2),
             lambda: layer.Bt.add_(0.1),
             lambda: layer.A.mul_(0.5),
-            lambda: layer.gate.fill_(0.3),  # type: ignore[union-attr]
+            lambda: layer.gate.fill_(0.3),
             lambda: layer.weight.add_(0.1),
             lambda: lora.load_tensors({name: t + 0.1 for name, t in lora.named_tensors(with_base=True).items()}),
             lora.merge_,
@@ -130,7 +130,7 @@ def test_equal_branches_are_rounded_alike() -> None:
     for _ in range(2):
         model = nn.Sequential(nn.Linear(64, 64)).bfloat16()
         with torch.no_grad():
-            model[0].weight.fill_(1.0)
+            nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
         lora = adapt(model, r=2, targets="0", generator=seeded())
         with torch.no_grad():
             lora.layers[0][1].Bt.normal_(0, 1e-3, generator=seeded(1))

@@ -77,7 +77,8 @@ def test_merged_in_bf16_uses_the_weight_rounded_by_its_seed() -> None:
 def test_gradients_of_fp32_branches_keep_their_digits_in_bf16() -> None:
     x, W = drawn((300, 6), (5, 6), dtype=torch.bfloat16)
     A, Bt, g = (t.requires_grad_() for t in drawn((3, 6), (3, 5), (3,), dtype=torch.float32))
-    lora_linear(x, W, None, A, Bt, g).float().square().sum().backward()
+    loss: Any = lora_linear(x, W, None, A, Bt, g).float().square().sum()
+    loss.backward()
     for leaf in (A, Bt, g):
         assert leaf.grad is not None
         assert leaf.grad.dtype == torch.float32

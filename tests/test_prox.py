@@ -17,7 +17,7 @@ from clgym.ops import adamw_prox_, group_segments, group_threshold_
 SETTINGS: dict[str, Any] = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 
 
-def start(dtype: torch.dtype = torch.float64, n: int = 40) -> dict[str, Tensor]:
+def start(dtype: torch.dtype = torch.float64, n: int = 40) -> dict[str, Any]:
     w = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=dtype)
     zeros = {"exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
     return {"w": w, **zeros, "step": torch.zeros((), dtype=torch.float32)}

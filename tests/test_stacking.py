@@ -61,7 +61,7 @@ def test_frozen_rows_get_no_gradient_and_change_no_other() -> None:
     results = []
     for frozen in (0, 5):
         leaves = [t.detach().clone().requires_grad_() for t in (x, A, Bt, gate)]
-        y = stacked_lora(leaves[0], W, b, *leaves[1:], offsets=OFFSETS, frozen=frozen)
+        y = stacked_lora(leaves[0], W, b, leaves[1], leaves[2], leaves[3], offsets=OFFSETS, frozen=frozen)
         results.append(torch.autograd.grad(y.square().sum(), leaves))
     (dx, da, db, dg), (dx5, da5, db5, dg5) = results
     for mine, other in ((dx, dx5), (dg, dg5), (da[5:], da5[5:]), (db[5:], db5[5:])):
@@ -137,4 +137,5 @@ def test_in_bf16_and_under_autocast() -> None:
 )
 def test_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)):
-        stacked_lora(*layer(), **settings)
+        x, W, b, A, Bt = layer()
+        stacked_lora(x, W, b, A, Bt, **settings)

@@ -140,8 +140,9 @@ def test_an_empty_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["jobs", "threads", "gpus"])
 def test_numbers_are_not_negative(name: str, tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {name: -1}
     with pytest.raises(SettingError, match=f"Expected {name} of 0 or more; got -1. Leave it out for the default."):
-        sweep([], tmp_path, **{name: -1})
+        sweep([], tmp_path, **wrong)
 
 
 def test_an_unknown_device_is_refused_before_anything_is_played(here: list[str], tmp_path: Path) -> None:
@@ -285,7 +286,8 @@ def children(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """What comes of three runs, each in a process of its own with two threads, by what they do."""
     out = tmp_path_factory.mktemp("children")
     told = {"say": "heard", "fail": "no such thing", "die": str(out / "died")}
-    cells = [small("drill", **{name: [value]})[0] for name, value in told.items()]
+    settings: list[dict[str, Any]] = [{name: [value]} for name, value in told.items()]
+    cells = [small("drill", **chosen)[0] for chosen in settings]
     outcomes = sweep(cells, out, jobs=3, threads=2, device="cpu")
     return dict(zip(told, outcomes, strict=True))
 
@@ -317,9 +319,13 @@ def test_a_child_that_is_killed_is_told_of(children: dict[str, Outcome]) -> None
 
 def test_a_child_without_its_parent_ends(tmp_path: Path) -> None:
     one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"pause": 60.0})
-    said = [[f"{name}={value}" for name, value in c.items()] for c in (one.scenario_settings, one.agent_settings)]
+    of_stream, of_agent = (
+        [f"{name}={value}" for name, value in c.items()] for c in (one.scenario_settings, one.agent_settings)
+    )
     nowhere = str(tmp_path / "not here")
-    order = Order(str(tmp_path), "cpu", "fp32", 60.0, 1, nowhere, one.scenario, one.agent, 0, *said, str(one.path))
+    order = Order(
+        str(tmp_path), "cpu", "fp32", 60.0, 1, nowhere, one.scenario, one.agent, 0, of_stream, of_agent, str(one.path)
+    )
     player = Player(order)
     player._child.stdin.close()  # type: ignore[union-attr]  # as the system does where a process is gone
     assert player.follow(lambda progress: None).error == (

@@ -28,7 +28,7 @@ def empty(d: int) -> GradientMemory:
 def covariance(d: int, seed: int) -> torch.Tensor:
     """Return that of inputs of quickly falling spectrum."""
     x = torch.randn(4 * d, d, generator=seeded(seed), dtype=torch.float64) * 0.7 ** torch.arange(d)
-    turned = x @ torch.linalg.qr(torch.randn(d, d, generator=seeded(seed + 1), dtype=torch.float64)).Q
+    turned: torch.Tensor = x @ torch.linalg.qr(torch.randn(d, d, generator=seeded(seed + 1), dtype=torch.float64)).Q
     return turned.T @ turned
 
 

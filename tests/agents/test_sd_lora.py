@@ -97,7 +97,7 @@ def test_keeping_a_direction_changes_no_answer(play: Any, scenario: str) -> None
     stage.step()
     features.append(features_of(stage.agent))
     assert (ranks, stage.agent.magnitudes.ranks) == ([10], [10, 10])
-    assert torch.allclose(*features, atol=1e-4 * float(features[0].abs().max()))
+    assert torch.allclose(features[0], features[1], atol=1e-4 * float(features[0].abs().max()))
 
 
 def test_ranks_shrink_and_the_rest_stays_zero(play: Any) -> None:
