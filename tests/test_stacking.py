@@ -136,6 +136,6 @@ def test_in_bf16_and_under_autocast() -> None:
     ],
 )
 def test_refused(settings: dict[str, Any], words: str) -> None:
+    x, W, b, A, Bt = layer()
     with pytest.raises(SettingError, match=re.escape(words)):
-        x, W, b, A, Bt = layer()
         stacked_lora(x, W, b, A, Bt, **settings)
