@@ -115,7 +115,7 @@ class CODAPrompt(Learner):
         if not self.tasks:
             return super().encode(images)
         prompts = assemble(self.vit.query(images), *self.parts())
-        pairs = prompts.view(*prompts.shape[:2], 2, -1).transpose(1, 2)
+        pairs = prompts.view(*prompts.shape[:2], 2, -1, prompts.shape[-1]).transpose(1, 2)
         with self.vit.prefixed([(self.at, pairs)]):
             return super().encode(images)
 

@@ -140,7 +140,8 @@ class LoRALinear(nn.Module):
         """
         branch = (self.A, self.Bt, self.gate, self.scale)
         merged = merge_stochastic(self.base.weight, *branch, seed=seed)
-        lost = merge_error(self.base.weight, merged, *branch).relative
+        # On the meta device, where parameters are counted, there is nothing to compare.
+        lost = 0.0 if merged.is_meta else merge_error(self.base.weight, merged, *branch).relative
         self.base.weight.copy_(merged)
         self.Bt.zero_()
         return lost
@@ -160,7 +161,10 @@ class LoRALinear(nn.Module):
     def _merged_weight(self) -> Tensor:
         """Return the weight with the branch in it, kept until a step, a merge or a reset changes one of them."""
         branch = (self.A, self.Bt, self.gate, self.scale)
-        versions = [t._version for t in self.changing()]
+        tensors = self.changing()
+        if any(t.is_inference() for t in tensors):  # these have no version: keep nothing
+            return merge_stochastic(self.base.weight, *branch)
+        versions = [t._version for t in tensors]
         if self._merged is None or self._merged[0] != versions:
             with torch.inference_mode(False):
                 self._merged = versions, merge_stochastic(self.base.weight, *branch)

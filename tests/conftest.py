@@ -110,7 +110,6 @@ class Drill(Agent):
         setup: What is known of the stream.
         fail: Raise this at the end of the first task.
         die: Be killed at the end of the first task, unless this file is there already.
-        pause: Seconds that a batch takes.
         say: Print this.
         lr: Factor of the sum; 0 is the first class.
         betas: Any.
@@ -118,16 +117,16 @@ class Drill(Agent):
 
     spec = AgentSpec(id="drill-v0", title="Drill")
 
-    def __init__(self, setup, *, fail="", die="", pause=0.0, say="", lr=0.0, betas=(0.9, 0.99)):
+    def __init__(self, setup, *, fail="", die="", say="", lr=0.0, betas=(0.9, 0.99)):
         super().__init__(setup)
         if lr < 0:
             raise SettingError(f"Expected lr of 0 or more; got {lr}. Raise it.")
-        self.fail, self.die, self.pause, self.lr = fail, die, pause, lr
+        self.fail, self.die, self.lr = fail, die, lr
         if say:
             print(say, flush=True)
 
     def learn(self, event):
-        time.sleep(self.pause)
+        time.sleep(float(os.environ.get("DRILL_PAUSE", 0)))  # seconds that a batch takes
 
     def end_task(self, event):
         if self.fail:

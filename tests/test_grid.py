@@ -46,8 +46,8 @@ def test_a_default_that_is_given_is_the_default() -> None:
 
 
 def test_values_take_the_type_of_the_default(drill: None) -> None:
-    one = cell(MTIL, "drill", agent_settings={"betas": [1, 0.5], "pause": 1})
-    assert one.agent_settings == {"betas": (1.0, 0.5), "pause": 1.0}
+    one = cell(MTIL, "drill", agent_settings={"betas": [1, 0.5], "lr": 1})
+    assert one.agent_settings == {"betas": (1.0, 0.5), "lr": 1.0}
     assert isinstance(one.agent_settings["betas"], tuple)
 
 

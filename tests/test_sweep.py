@@ -140,9 +140,8 @@ def test_an_empty_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["jobs", "threads", "gpus"])
 def test_numbers_are_not_negative(name: str, tmp_path: Path) -> None:
-    wrong: dict[str, Any] = {name: -1}
     with pytest.raises(SettingError, match=f"Expected {name} of 0 or more; got -1. Leave it out for the default."):
-        sweep([], tmp_path, **wrong)
+        sweep([], tmp_path, **{name: -1})
 
 
 def test_an_unknown_device_is_refused_before_anything_is_played(here: list[str], tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_threads_are_cores_by_jobs(
 def interrupted(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Path, list[str]]:
     """A run of 60 steps, played by a child with one thread and stopped by Ctrl-C; what the sweep said of it."""
     out = tmp_path_factory.mktemp("interrupted")
-    one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60}, agent_settings={"pause": 0.02})
+    one = cell(MTIL, "drill", scenario_settings={"tasks": 2, "steps": 60})
 
     class Hand(Diary):
         def on_progress(self, cell: Cell, progress: Progress) -> None:
@@ -195,8 +194,10 @@ def interrupted(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
                 _thread.interrupt_main()
 
     diary = Hand()
-    with pytest.raises(KeyboardInterrupt):
-        swept([one, small("drill")[0]], out, watch=diary)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRILL_PAUSE", "0.02")
+        with pytest.raises(KeyboardInterrupt):
+            swept([one, small("drill")[0]], out, watch=diary)
     return one, out, diary.words
 
 
@@ -228,7 +229,7 @@ def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(
     one, out, _ = interrupted
     shutil.copytree(out, tmp_path / "copy")
     (outcome,) = swept([one], tmp_path / "copy")
-    whole = run(MTIL, "drill", 0, scenario_settings={"tasks": 2, "steps": 60}, out=tmp_path, device="cpu", pause=0.02)
+    whole = run(MTIL, "drill", 0, scenario_settings={"tasks": 2, "steps": 60}, out=tmp_path, device="cpu")
     assert outcome.record is not None
     assert told(outcome.record) == told(whole)
 
@@ -286,8 +287,7 @@ def children(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """What comes of three runs, each in a process of its own with two threads, by what they do."""
     out = tmp_path_factory.mktemp("children")
     told = {"say": "heard", "fail": "no such thing", "die": str(out / "died")}
-    settings: list[dict[str, Any]] = [{name: [value]} for name, value in told.items()]
-    cells = [small("drill", **chosen)[0] for chosen in settings]
+    cells = [small("drill", **{name: [value]})[0] for name, value in told.items()]
     outcomes = sweep(cells, out, jobs=3, threads=2, device="cpu")
     return dict(zip(told, outcomes, strict=True))
 
@@ -317,15 +317,9 @@ def test_a_child_that_is_killed_is_told_of(children: dict[str, Outcome]) -> None
     )
 
 
-def test_a_child_without_its_parent_ends(tmp_path: Path) -> None:
-    one = cell(MTIL, "drill", scenario_settings=SMALL, agent_settings={"pause": 60.0})
-    of_stream, of_agent = (
-        [f"{name}={value}" for name, value in c.items()] for c in (one.scenario_settings, one.agent_settings)
-    )
-    nowhere = str(tmp_path / "not here")
-    order = Order(
-        str(tmp_path), "cpu", "fp32", 60.0, 1, nowhere, one.scenario, one.agent, 0, of_stream, of_agent, str(one.path)
-    )
+def test_a_child_without_its_parent_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRILL_PAUSE", "60")
+    order = Order(str(tmp_path), "cpu", "fp32", 60.0, 1, str(tmp_path / "not here"), MTIL, "drill", path="one")
     player = Player(order)
     player._child.stdin.close()  # type: ignore[union-attr]  # as the system does where a process is gone
     assert player.follow(lambda progress: None).error == (

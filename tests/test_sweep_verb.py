@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from clgym.__main__ import app
 from clgym.console import plain_table, stdout
-from clgym.hub_sets import SETS
+from clgym.hub import SETS
 from clgym.metrics import METRICS
 from clgym.record import RunRecord
 from clgym.registry import entries, find
@@ -240,8 +240,9 @@ def test_ray_reaches_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("columns", [20, 80])
 def test_ids_are_whole_however_narrow_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert all(id in cli("list").stdout for room in ("agents", "scenarios") for id in entries(room))
-    assert all(id in cli("explain").stdout for id in METRICS)
+    listed, explained = cli("list").stdout, cli("explain").stdout
+    assert all(id in listed for id in [*entries("agents"), *entries("scenarios")])
+    assert all(id in explained for id in METRICS)
     shown = cli("conformance").stdout
     assert "forgetting_first_to_last" in shown
     assert "backward_transfer" in shown
