@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from clgym.columns import COSTS, chosen, columns, explain, shown, values
+from clgym.console import whitebox_table
 from clgym.errors import NotRegisteredError, SettingError
 from clgym.metrics import METRICS
 from clgym.record import RunRecord
@@ -66,3 +69,25 @@ def test_columns_are_chosen_by_id() -> None:
         chosen("")
     with pytest.raises(NotRegisteredError, match=r"metric or column; got 'stord'\. Did you mean 'stored'"):
         chosen("last,stord")
+
+
+def test_looks_are_shown_by_task_or_of_the_whole_stream() -> None:
+    def text(rows: list[dict[str, float | None]]) -> str:
+        out = Console(width=120, file=StringIO())
+        out.print(whitebox_table(rows, ["birds", "tools"]))
+        return out.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    rows: list[dict[str, float | None]] = [
+        {"srank": 3.0, "dormant_units": 0.125},
+        {"srank": 2.5, "dormant_units": None},
+    ]
+    told = text([*rows, {"srank": 2.0, "dormant_units": 0.0}]).splitlines()
+    assert [line.split() for line in told[:4]] == [
+        ["after", "learning", "srank", "dormant_units"],
+        ["0", "(before", "training)", "3", "12.5"],
+        ["1", "birds", "2.5", "-"],
+        ["2", "tools", "2", "0.0"],
+    ]
+    assert "dormant_units in %" in told[4]
+    assert text(rows).splitlines()[2].split() == ["the", "whole", "stream", "2.5", "-"]
+    assert "This agent offers no look inside" in text([{}, {}, {}])
