@@ -119,5 +119,5 @@ def among_present(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     >>> logits.tolist(), targets.tolist()
     ([[1.0, 3.0], [4.0, 6.0]], [1, 0])
     """
-    present, targets = targets.unique(return_inverse=True)
+    present, targets = torch.unique(targets, return_inverse=True)
     return logits[:, present], targets

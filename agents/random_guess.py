@@ -8,7 +8,7 @@ import numpy as np
 
 from clgym.agent import Agent, AgentSpec, Setup
 from clgym.events import Answer, Query
-from clgym.learner import agent_seed
+from clgym.seeds import agent_seed
 
 TIE = 1e-3  # spread of the log-probabilities: enough to rank them, too little to say anything
 
@@ -35,7 +35,8 @@ class RandomGuess(Agent):
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""
         assert isinstance(event.inputs, np.ndarray)
         logits = np.stack([self._noise(image.tobytes(), len(event.candidates)) for image in event.inputs])
-        return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+        answer: Answer = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+        return answer
 
     def _noise(self, content: bytes, classes: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         digest = hashlib.blake2b(content, digest_size=16, key=self.key).digest()

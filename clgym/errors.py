@@ -75,6 +75,12 @@ class DependencyError(ClgymError, ImportError):
     exit_code = 6
 
 
+class BackendError(ClgymError, RuntimeError):
+    """The backend that was asked for cannot serve the call; the message says why and what can."""
+
+    exit_code = 6
+
+
 class UnsupportedEventError(ClgymError, NotImplementedError):
     """An agent was shown a kind of event that it does not handle."""
 

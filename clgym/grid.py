@@ -184,7 +184,9 @@ def _by_id(room: Room, axes: Axes, played: Sequence[str]) -> dict[str, dict[str,
     return out
 
 
-def axes(room: Room, played: Sequence[str], texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def axes(
+    room: Room, played: Sequence[str], texts: Sequence[str], *, some: bool = False
+) -> dict[str, dict[str, list[Any]]]:
     """Return the values that ``KEY=V1,V2`` texts give to everybody, and ``ID:KEY=V1,V2`` texts to one.
 
     Values are parted as :func:`clgym.settings.alternatives` says. What is said of one goes before what is said
@@ -194,6 +196,7 @@ def axes(room: Room, played: Sequence[str], texts: Sequence[str]) -> dict[str, d
         room: Whose settings these are.
         played: Full ids of all who are in the grid.
         texts: The texts.
+        some: Whether ``KEY=V1,V2`` is for those who have that setting, if anybody; otherwise all must have it.
 
     Raises:
         NotRegisteredError: An id before a colon is unknown.
@@ -213,7 +216,8 @@ def axes(room: Room, played: Sequence[str], texts: Sequence[str]) -> dict[str, d
                 f"Expected one of {', '.join(played)} before the colon; got {text!r}. "
                 f"Add {missing[0]} to the sweep, or leave its settings out."
             )
-        for id in of:
+        having = [id for id in of if key in settings(room, id)]
+        for id in having if some and having and not colon else of:
             known = settings(room, id)
             if key not in known:
                 hint = f" Write ID:{key}=… for those that have it." if len(of) > 1 else ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,11 +15,15 @@ from torch.nn import functional as F
 from clgym.agent import Agent, Footprint, Setup
 from clgym.attention import Encoders, lora_targets, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
+from clgym.device import pick_device, pick_precision
 from clgym.distil import sigmoid_loss
 from clgym.errors import SettingError
-from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
+from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.optim import AdamWProx
+from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
 UNMET = -1e4  # logit of a class that a growing head has no row for
@@ -168,7 +171,11 @@ class Learner(Agent):
 
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of images over classes, see :meth:`classify`."""
-        return self.classify(self.backbone.encode_images(images), rows)
+        return self.classify(self.encode(images), rows)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, d)`` of images that the classifier reads."""
+        return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
@@ -195,9 +202,7 @@ class Learner(Agent):
             groups.append({"params": list(self.head.blocks), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-            )
+            self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""
@@ -250,6 +255,22 @@ class Learner(Agent):
         if known:
             logits[:, met] = self.logits(images, self.class_rows(known, self.ensemble)).float()
         return logits
+
+    @torch.inference_mode()
+    def features(self, inputs: Inputs) -> Array | None:
+        """Return what :meth:`encode` gives, float32 ``(B, d)``."""
+        with self.autocast:
+            return self.encode(self.to_device(inputs, None)[0]).float().cpu().numpy()
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        """Return the hidden units of the image encoder's feed-forward parts, see :func:`clgym.inside.listening`."""
+        with listening(self.backbone.model) as heard:
+            self.features(inputs)
+        return list(heard.values())
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return the image encoder's parameters, adapters added to them; a mixture that depends on inputs has none."""
+        return acting_weights(self.backbone.model)
 
     def training_rows(self, prompts: Prompts) -> Tensor:
         """Return a row per class ``(C, d)`` of the training templates, with gradient if texts or head learn."""
@@ -367,33 +388,3 @@ def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -
     if lr is not None:
         return lr
     return tiny if setup.backbone.startswith("embedded/") else real
-
-
-def agent_seed(seed: int) -> int:
-    """Return the seed of an agent's own generator: the third that one seed spawns, after order and data."""
-    return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1, np.uint64)[0] >> 1)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one.
-
-    Raises:
-        SettingError: The name is unknown, or the device is not there.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"Expected device 'auto', 'cpu' or 'cuda'; got {name!r}. Choose one of these.")
-    present = torch.cuda.is_available()
-    if name == "cuda" and not present:
-        raise SettingError("Expected a CUDA device; got a machine without one. Use device 'auto' or 'cpu'.")
-    return torch.device("cuda" if present and name != "cpu" else "cpu")
-
-
-def pick_precision(name: str) -> bool:
-    """Return whether to compute in bfloat16 beside fp32 weights.
-
-    Raises:
-        SettingError: The name is unknown.
-    """
-    if name not in ("fp32", "bf16"):
-        raise SettingError(f"Expected precision 'fp32' or 'bf16'; got {name!r}. Choose one of these.")
-    return name == "bf16"

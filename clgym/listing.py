@@ -34,7 +34,9 @@ def listing(rooms: Sequence[Room], kind: str = "") -> tuple[dict[str, list[dict[
         room: [row for row in rows if kind in ("", row["kind"]) or kind in row["with"]] for room, rows in found.items()
     }
     tables = [_table(room, rows, kind) for room, rows in shown.items() if rows]
-    return dict(shown), [*tables] if tables else [f"Nothing listed is {kind} or can be made so."]
+    return {str(room): rows for room, rows in shown.items()}, [*tables] if tables else [
+        f"Nothing listed is {kind} or can be made so."
+    ]
 
 
 def _row(room: Room, spec: Any) -> dict[str, Any]:
@@ -54,4 +56,4 @@ def _table(room: Room, rows: Sequence[dict[str, Any]], kind: str) -> Table:
     lines = [[*(row[name] for name in ("id", "title", "kind", "paper")), row["with"].get(kind, "")] for row in rows]
     headings = [room, "title", "kind" if room == "scenarios" else "family", "paper", "how"]
     width = 5 if any(line[-1] for line in lines) else 4
-    return plain_table(headings[:width], [*(line[:width] for line in lines), [""] * width])
+    return plain_table(headings[:width], [*(line[:width] for line in lines), [""] * width], whole=(0, 3))

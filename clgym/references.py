@@ -60,8 +60,9 @@ def plasticity_gap(R: Matrix, single: Vector) -> float:
     """Mean shortfall right after learning a task against a fresh start on it, in [-1, 1]; lower is better.
 
     Negative where what was learned before helps. The first task counts, where the gap is 0 if agent and reference
-    learn alike. Dohare et al. 2023 follow the accuracy on one new task after another. Not the negative of ``forward_transfer_survey``,
-    which leaves the first task out, and silent on whether the gap grows: see ``plasticity_gap_trend``.
+    learn alike. Dohare et al. 2023 follow the accuracy on one new task after another. Not the negative of
+    ``forward_transfer_survey``, which leaves the first task out, and silent on whether the gap grows: see
+    ``plasticity_gap_trend``.
 
     >>> plasticity_gap(np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75]]), np.array([1.0, 1.0]))
     0.125

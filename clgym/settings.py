@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from clgym.errors import NotRegisteredError, SettingError
-from clgym.registry import Room, find, settings
+from clgym.registry import SHARED, Room, find, settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Setting:
 
 def described(room: Room, id: str) -> list[Setting]:
     """Return the settings of a scenario or an agent, in the order of its signature."""
-    words = arguments(inspect.getdoc(find(room, id).load()) or "")
+    words = SHARED[room] | arguments(inspect.getdoc(find(room, id).load()) or "")
     return [Setting(name, default, words.get(name, "")) for name, default in settings(room, id).items()]
 
 

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from clgym.learner import pick_device
+from clgym.device import pick_device
 from clgym.worker import Ending, Order, Player, Progress, Tell
 
 

@@ -120,11 +120,13 @@ def _ending(ray: Any, reference: Any) -> Ending:
     """Return how a task ended; what Ray raises is told as an error."""
     try:
         ending: Ending = ray.get(reference)
-    except WorkerError as error:
-        return Ending("died", "WorkerError", str(error))
+    except ray.exceptions.RayTaskError as error:
+        return Ending("failed", type(error.cause).__name__, str(error.cause))
     except ray.exceptions.RayError as error:
-        lost = f"Expected a worker that plays to the end; got {type(error).__name__}: {error}"
+        what = " ".join(f"{type(error).__name__}: {error}".split())
         return Ending(
-            "died", "WorkerError", f"{' '.join(lost.split())} Look at the cluster, and start the sweep again."
+            "died",
+            "WorkerError",
+            f"Expected a worker that plays to the end; got {what}. Look at the cluster, and start the sweep again.",
         )
     return ending

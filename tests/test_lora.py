@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clgym.errors import NotRegisteredError, RecordError, SettingError, SourceError, SourceMissingError
-from clgym.lora import Gate, LoRALinear, LoRASet, adapt, export_peft, import_peft
+from clgym.exchange import export_peft, import_peft
+from clgym.lora import Gate, LoRALinear, LoRASet, adapt
 from clgym.ops import soft_threshold_
 
 torch.set_num_threads(1)

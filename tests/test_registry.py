@@ -157,7 +157,7 @@ def test_unknown_ids_name_the_nearest() -> None:
 
 def test_settings_are_the_keyword_arguments() -> None:
     assert settings("scenarios", "CLIP-MTIL-v0")["source"] == "embedded"
-    assert settings("agents", "zero_shot") == {"ensemble": True}
+    assert settings("agents", "zero_shot") == {"ensemble": True, "agent_seed": None}
 
 
 @pytest.mark.parametrize("room", ROOMS)

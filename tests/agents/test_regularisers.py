@@ -427,11 +427,12 @@ def test_the_sigmoid_form_lets_classes_alone_that_it_does_not_name() -> None:
 def test_pred_kd_with_ewc_is_ewc_where_nothing_is_distilled() -> None:
     # Card A5(g): the Fisher information is that of the earlier task alone, gathered as the agent ewc gathers it.
     ends = []
-    for method, settings in (
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (
         ("ewc", {"weight": 3e4}),
         ("pred_kd", {"weight": 0.0, "ewc": 3e4}),
         ("ewc", {"weight": 0.0}),
-    ):
+    )
+    for method, settings in cases:
         ends.append(Play(method, steps=4, **settings).to_the_end().weights.copy())
     assert furthest(ends[0], ends[1]) < 1e-6
     assert furthest(ends[0], ends[2]) > 1e-5

@@ -40,7 +40,7 @@ def shown(events: list[Any], task: int) -> dict[int, list[np.ndarray[Any, Any]]]
             for image, target, id in zip(event.inputs, event.targets, event.ids, strict=True):
                 if int(id) not in met:
                     met.add(int(id))
-                    images.setdefault(int(target), []).append(image)  # type: ignore[arg-type]
+                    images.setdefault(int(target), []).append(image)
     return images
 
 

@@ -64,8 +64,8 @@ def test_the_first_task_is_sequential_loras() -> None:
     ours, events = scene("CLIP-MTIL-v0")
     theirs, _ = scene("CLIP-MTIL-v0", "sequential_lora")
     question = about(events, 0, told=0)
-    answers = [learned(agent, events, 1).act(question) for agent in (ours, theirs)]
-    assert np.allclose(*answers, atol=1e-4)
+    first, second = (learned(agent, events, 1).act(question) for agent in (ours, theirs))
+    assert np.allclose(first, second, atol=1e-4)
 
 
 def test_a_task_that_comes_second_is_learned_as_if_it_came_first() -> None:

@@ -128,7 +128,8 @@ def test_renditions_and_hard_pictures_are_the_same_things_seen_otherwise() -> No
 def test_what_is_asked_and_what_is_not() -> None:
     env = bare(R, splits=20, tasks=3, steps=1)
     event, done = env.reset(seed=0)[0], False
-    starts, queries = [], []
+    starts: list[Any] = []
+    queries: list[Any] = []
     assert isinstance(event, TaskStart)
     while not done:
         assert not isinstance(event, TaskStart | TaskEnd | Query) or event.task is None
