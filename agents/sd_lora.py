@@ -185,19 +185,15 @@ class SDLoRA(Learner):
         self.lora = self.adapt(r=r, targets=targets, layers=layers)
         self.magnitudes = Magnitudes(self.device)
         self.directions = add_directions(self.lora, self.magnitudes, variant)
-        self.learned = 0
-
-    @property
-    def rank(self) -> int:
-        """Rank of the direction of the task at hand."""
-        due = [rank for task, rank in sorted(self.reduce) if task <= self.learned + 1]
-        return due[-1] if due else self.r
+        self.learned, self.rank = 0, r
 
     @torch.no_grad()
     def begin(self, task: TaskStart) -> Sequence[nn.Parameter]:
         """Draw a new direction; all magnitudes are trained with it."""
         assert self.lora is not None
         self.keep()
+        due = [rank for task, rank in sorted(self.reduce) if task <= self.learned + 1]
+        self.rank = due[-1] if due else self.r
         self.lora.reset(self.generator)
         for _, layer in self.lora.layers:
             if self.variant == "paper":
@@ -263,9 +259,9 @@ class SDLoRA(Learner):
         assert self.lora is not None
         keys = {name: layer.keys for name, layer in self.directions.items()}
         values = {name: layer.values for name, layer in self.directions.items()}
-        ranks, learned = torch.tensor(self.magnitudes.ranks).long(), torch.tensor(self.learned)
-        counts = {"ranks": ranks, "learned": learned, "magnitudes": self.magnitudes.values.detach()}
-        return grouped(lora=self.lora.named_tensors(), key=keys, value=values, all=counts)
+        ranks, numbers = torch.tensor(self.magnitudes.ranks).long(), torch.tensor([self.learned, self.rank])
+        both = {"ranks": ranks, "numbers": numbers, "magnitudes": self.magnitudes.values.detach()}
+        return grouped(lora=self.lora.named_tensors(), key=keys, value=values, all=both)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what :meth:`tensors` returned."""
@@ -274,5 +270,6 @@ class SDLoRA(Learner):
         self.lora.load_tensors(groups["lora"])
         for name, layer in self.directions.items():
             layer.keys, layer.values = groups["key"][name], groups["value"][name]
-        self.magnitudes.ranks, self.learned = groups["all"]["ranks"].tolist(), int(groups["all"]["learned"])
+        self.magnitudes.ranks = groups["all"]["ranks"].tolist()
+        self.learned, self.rank = groups["all"]["numbers"].tolist()
         self.magnitudes.values.data = groups["all"]["magnitudes"]
