@@ -185,7 +185,7 @@ def _known(encoders: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of a vision transformer: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+    """One block of a transformer: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
 
     Attributes:
         whole: The block itself.
@@ -215,6 +215,22 @@ def vision_blocks(model: nn.Module) -> list[Block]:
             f"Expected a vision transformer of open_clip or timm; got {type(tower).__name__}. Choose another backbone."
         )
     return [Block(b, b.attn, b.ln_2 if clip else b.norm2, b.mlp) for b in found]
+
+
+def text_blocks(model: nn.Module) -> list[Block]:
+    """Return the blocks of the text encoder of an ``open_clip`` model, unfolded, in order.
+
+    Raises:
+        SettingError: The model reads no text, or not with a transformer of its own.
+    """
+    unfold_attention(model)
+    found = getattr(getattr(model, "transformer", None), "resblocks", ())
+    if not len(found):
+        raise SettingError(
+            f"Expected a CLIP of open_clip with a text transformer; got {type(model).__name__}. "
+            "Choose another backbone."
+        )
+    return [Block(b, b.attn, b.ln_2, b.mlp) for b in found]
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

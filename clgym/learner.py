@@ -103,7 +103,15 @@ class Learner(Agent):
         assert isinstance(self.backbone, ClipBackbone)
         return self.backbone
 
-    def adapt(self, *, r: int, alpha: float = 0.0, targets: Encoders = "all", gate: Gate = "none") -> LoRASet:
+    def adapt(
+        self,
+        *,
+        r: int,
+        alpha: float = 0.0,
+        targets: Encoders = "all",
+        gate: Gate = "none",
+        layers: tuple[str, ...] = (),
+    ) -> LoRASet:
         """Put fresh adapters on the six linears of every block; they change nothing yet.
 
         Args:
@@ -111,10 +119,11 @@ class Learner(Agent):
             alpha: The update is multiplied by ``alpha / r``; 0 means by 1.
             targets: ``"all"``, ``"vision"`` or ``"text"``: which encoders.
             gate: How importances start, see :class:`clgym.lora.LoRALinear`.
+            layers: Last parts of the names of the linears, such as ``("q_proj",)``; none means all six.
         """
         self.text_trains = targets != "vision"
         model = unfold_attention(self.backbone.model)
-        names = lora_targets(model, targets)
+        names = [n for n in lora_targets(model, targets) if not layers or n.rpartition(".")[2] in layers]
         return adapt(model, r=r, alpha=alpha or None, targets=names, gate=gate, generator=self.generator)
 
     def merge_and_renew(self) -> torch.nn.Parameter:

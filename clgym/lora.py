@@ -153,11 +153,14 @@ class LoRALinear(nn.Module):
             return F.linear(x, self._merged_weight(), self.base.bias)
         return lora_linear(x, self.base.weight, self.base.bias, self.A, self.Bt, self.gate, self.scale)
 
+    def changing(self) -> list[Tensor]:
+        """Return the tensors whose version moves when weight or branch are written to, the arena's included."""
+        return [t for t in (self.base.weight, self.A, self.Bt, self.gate, *self._arena) if t is not None]
+
     def _merged_weight(self) -> Tensor:
         """Return the weight with the branch in it, kept until a step, a merge or a reset changes one of them."""
         branch = (self.A, self.Bt, self.gate, self.scale)
-        parts = [t for t in (self.base.weight, self.A, self.Bt, self.gate, *self._arena) if t is not None]
-        versions = [t._version for t in parts]
+        versions = [t._version for t in self.changing()]
         if self._merged is None or self._merged[0] != versions:
             with torch.inference_mode(False):
                 self._merged = versions, merge_stochastic(self.base.weight, *branch)

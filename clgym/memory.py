@@ -38,7 +38,7 @@ class SampleMemory:
         return self["images"].nbytes if self._held else 0
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return ``"images"`` uint8 ``(n, ...)``, ``"targets"``, ``"tasks"`` or ``"ids"`` int64 ``(n,)``, or an extra."""
+        """Return ``"images"`` uint8 ``(n, ...)``, ``"targets"``, ``"tasks"`` or ``"ids"`` int64 ``(n,)``, or more."""
         return self._columns[name][: self._held]
 
     def begin_task(self, prompts: Prompts) -> None:

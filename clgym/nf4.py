@@ -43,7 +43,7 @@ def nf4_quantize(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
         >>> [f"{byte:02x}" for byte in packed.tolist()], absmax.tolist()
         (['f0', '7f'], [2.0, 0.699999988079071])
     """
-    if weight.numel() % block or block % 2 or block < 2:
+    if block < 2 or block % 2 or weight.numel() % block:
         raise SettingError(
             f"Expected a weight that divides into blocks of an even size; got {tuple(weight.shape)} and {block}. "
             "Choose another block, or leave this layer as it is."

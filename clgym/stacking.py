@@ -98,10 +98,10 @@ class _Stacked(torch.autograd.Function):
         """Compute in rows; a gate gets one row per task weighing, and serves as many rows of ``x`` in turn."""
         rows = x.reshape(-1, x.shape[-1])  # (M, in)
         weighing = None if gate is None else gate.reshape(-1, gate.shape[-1])  # (G, T)
-        y: Tensor
-        y, s = _forward(rows, weight, bias, A, Bt, weighing, scale, offsets)
         learns_a, learns_b, learns_gate = ctx.needs_input_grad[3:6]
         keeps_s = learns_b or learns_gate
+        y: Tensor
+        y, s = _forward(rows, weight, bias, A, Bt, weighing, scale, offsets, keeps_s)
         ctx.save_for_backward(rows if learns_a else None, s if keeps_s else None, weight, A, Bt, weighing)
         ctx.constants = (scale, offsets, frozen)
         ctx.shapes = x.shape, None if gate is None else gate.shape
@@ -135,7 +135,9 @@ def _forward_impl(
     gate: Tensor | None,
     scale: float,
     offsets: list[int],
+    keeps_s: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Return the output and, if it is to be kept, ``s = x A^T``, else nothing in its place."""
     kernel = bool(x.numel()) and uses_kernel("stacked_lora", x, A.shape[0])
     task = _task_of_rank(tuple(offsets), x.device)
     if kernel:
@@ -146,13 +148,24 @@ def _forward_impl(
         y = thin.expand(_weighed(s, gate, task, kernel), Bt.contiguous(), bias, None, scale)
     else:
         s = x @ A.to(x.dtype).t()  # (M, R)
-        h, up = _weighed(s, gate, task, kernel), fold(Bt, None, scale).to(x.dtype)
+        h, up = _weighed(s, gate, task, kernel, into=None if keeps_s else s), fold(Bt, None, scale).to(x.dtype)
         y = torch.mm(h, up) if bias is None else torch.addmm(bias, h, up)
-    return y.addmm_(x, weight.t()), s
+    return y.addmm_(x, weight.t()), s if keeps_s else s.new_empty(0)
 
 
-def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], A.shape[0])
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    Bt: Tensor,
+    gate: Tensor | None,
+    scale: float,
+    offsets: list[int],
+    keeps_s: bool,
+) -> tuple[Tensor, Tensor]:
+    s = x.new_empty((x.shape[0], A.shape[0]) if keeps_s else (0,))
+    return x.new_empty(x.shape[0], weight.shape[0]), s
 
 
 def _backward_impl(
@@ -218,7 +231,7 @@ def _backward_fake(
     return dx, da, db, dy.new_empty(gate.shape if wants_gate and gate is not None else 0)
 
 
-def _weighed(s: Tensor, gate: Tensor | None, task: Tensor, kernel: bool) -> Tensor:
+def _weighed(s: Tensor, gate: Tensor | None, task: Tensor, kernel: bool, into: Tensor | None = None) -> Tensor:
     """Return ``s (M, R)`` times each rank's gate; ``M / G`` rows in turn share a row of ``gate (G, T)``."""
     if gate is None:
         return s
@@ -227,7 +240,9 @@ def _weighed(s: Tensor, gate: Tensor | None, task: Tensor, kernel: bool) -> Tens
 
         return gating.weigh(s, gate.contiguous(), task)
     per_rank = gate.to(s.dtype).index_select(1, task)  # (G, R)
-    return (s.view(len(gate), len(s) // max(len(gate), 1), -1) * per_rank[:, None]).view(s.shape)
+    shape = len(gate), len(s) // max(len(gate), 1), len(task)
+    out = None if into is None else into.view(shape)
+    return torch.mul(s.view(shape), per_rank[:, None], out=out).view(s.shape)
 
 
 def _gate_gradient(dh: Tensor, s: Tensor, gate: Tensor, task: Tensor, kernel: bool) -> Tensor:
@@ -237,7 +252,7 @@ def _gate_gradient(dh: Tensor, s: Tensor, gate: Tensor, task: Tensor, kernel: bo
 
         per_rank = gating.weigh_backward(dh, s.contiguous(), len(gate))  # (G, R)
     else:
-        per_rank = (dh * s).view(len(gate), len(s) // max(len(gate), 1), -1).sum(1)
+        per_rank = (dh * s).view(len(gate), len(s) // max(len(gate), 1), len(task)).sum(1)
     # A product with zeros and ones, as adding at indices is done in any order on CUDA.
     member = torch.eye(gate.shape[1], dtype=per_rank.dtype, device=gate.device)[task]  # (R, T)
     return (per_rank @ member).to(dh.dtype)
@@ -277,7 +292,7 @@ def _task_of_rank(offsets: tuple[int, ...], device: torch.device) -> Tensor:
 
 _forward: Any = register(
     "stacked_lora(Tensor x, Tensor weight, Tensor? bias, Tensor A, Tensor Bt, Tensor? gate, float scale, "
-    "int[] offsets) -> (Tensor, Tensor)",
+    "int[] offsets, bool keeps_s) -> (Tensor, Tensor)",
     _forward_impl,
     _forward_fake,
 )
