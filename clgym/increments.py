@@ -105,8 +105,11 @@ class Increments:
         self._order = order or next(rule for rule in orders if rule != "zscl" or total == len(ICARL))
         _check_order(self._order, coda_seed, orders, total)
         count = splits or allowed[0]
-        if first and shift != "class":
-            raise SettingError(f"Expected tasks of one size with shift {shift!r}; got a first task of {first} classes.")
+        if shift != "class" and (first or order or coda_seed):
+            raise SettingError(
+                f"Expected tasks of one size and no order of classes with shift {shift!r}, as every task has all "
+                "classes; got one. Leave it out."
+            )
         if shift == "domain":
             if splits:
                 raise SettingError(f"Expected no splits with shift 'domain', which has a task per style; got {splits}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from clgym.hub_sets import SETS
 from clgym.metrics import METRICS
 from clgym.registry import SHARED, Entry, entries, settings
+from clgym.variants import COMPOSED
 
 HERE = Path(__file__).parent
 STALE = "Written by `python docs/generate.py` from the code; edit that instead."
@@ -62,6 +63,46 @@ def agents_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def scenarios_page() -> str:
+    """Return one section per scenario."""
+    lines = [
+        "# Scenarios",
+        "",
+        STALE,
+        "",
+        SCENARIOS_INTRODUCTION,
+        "",
+        "| id | what | kind | paper |",
+        "|---|---|---|---|",
+    ]
+    for id, entry in entries("scenarios").items():
+        paper = f"[{entry.spec.paper}](https://arxiv.org/abs/{entry.spec.paper[6:]})"
+        lines.append(f"| [`{id}`](#{id}) | {entry.spec.title} | {entry.spec.kind} | {paper} |")
+    lines += ["", "| to make a stream | say | which can be made so |", "|---|---|---|"]
+    for kind, words in COMPOSED.items():
+        able = ", ".join(f"`{id}`" for id, entry in entries("scenarios").items() if kind in entry.spec.tags)
+        lines.append(f"| {kind} | `--with {words}` | {able} |")
+    for id, entry in entries("scenarios").items():
+        spec = entry.spec
+        lines += ["", f"## `{id}`", "", spec.description, "", "```text", class_docstring(entry), "```", ""]
+        defaults = ", ".join(f"`{k}={v!r}`" for k, v in settings("scenarios", id).items() if k not in SHARED)
+        lines += [f"Defaults: {defaults}.", "", f"Reports show {', '.join(f'`{m}`' for m in spec.metrics)}."]
+        if spec.hub:
+            sets = ", ".join(f"{SETS[name].title}" for name in spec.hub)
+            lines += ["", f"Hub: {sets}; model `{spec.hub_backbone}`. `clgym download {id}` fetches them."]
+        lines += ["", f"Licences: {'; '.join(f'{data}: {licence}' for data, licence in spec.licences)}."]
+    return "\n".join(lines) + "\n"
+
+
+SCENARIOS_INTRODUCTION = """\
+A scenario is a finite stream of tasks and how they are taught and asked; `clgym info ID` prints a section,
+`clgym list --kind KIND` lists those that are of a kind or can be made so. Settings are keyword arguments of
+`clgym.make(ID)` and `--with KEY=VALUE` on the command line, and may be combined:
+`clgym run CLIP-CIFAR100-CIL-v0 --agent replay --with boundaries=hidden --with passes=1 --with blur=0.1` is a task-free
+online stream with blurred boundaries. Every scenario also takes `order_seed` and `data_seed`, which fix the order of
+tasks and the order of samples apart from the run's seed."""
+
+
 def sources_page() -> str:
     """Return the page on sources, with the table of hub data sets."""
     lines = ["# Sources", "", STALE, "", SOURCES_INTRODUCTION, ""]
@@ -79,10 +120,11 @@ SOURCES_INTRODUCTION = """\
 Every image scenario takes `source=`; it is part of a run's identity, and results of different sources never share a
 table.
 
-**`embedded`** (default): eleven domains of 32-pixel pictures and a tiny CLIP; see [worlds](worlds.md). Nothing is read
-from outside the package.
+**`embedded`** (default): eleven domains of 32-pixel pictures, a hundred of their classes mixed, in renditions or hard
+to see, a tiny CLIP and a tiny vision transformer; see [worlds](worlds.md). Nothing is read from outside the package.
 
-**A folder** with one sub-folder per task:
+**A folder** with one sub-folder per task, or, for class-incremental streams, with train and test data right in it, to
+be divided into tasks:
 
 ```text
 my_images/
@@ -95,13 +137,18 @@ my_images/
 `--with backbone=ViT-B-16/openai` takes another of open_clip's. Images are decoded in threads while the agent trains,
 and memory does not grow with the folder. A malformed folder is refused with the name of the file and what to do.
 
-**`hub`**: the eleven data sets of MTIL and ViT-B/16. `clgym download CLIP-MTIL-v0` fetches data (at the revisions
-below) and weights into `$CLGYM_DATA` (default `~/.cache/clgym/data`) and the Hugging Face cache; nothing else ever
+**`hub`**: the papers' data sets and ViT-B/16. `clgym download ID` fetches what a scenario needs (at the revisions
+below) and the weights into `$CLGYM_DATA` (default `~/.cache/clgym/data`) and the Hugging Face cache; nothing else ever
 touches the network, and nothing falls back in silence. Train and test are the mirror's rows before the rule in the
-notes. Prompt templates and class names are ZSCL's."""
+notes. Prompt templates and class names of the eleven sets of MTIL are ZSCL's."""
 
 
-PAGES = {"metrics.md": metrics_page, "agents.md": agents_page, "sources.md": sources_page}
+PAGES = {
+    "metrics.md": metrics_page,
+    "agents.md": agents_page,
+    "scenarios.md": scenarios_page,
+    "sources.md": sources_page,
+}
 
 
 def main() -> int:

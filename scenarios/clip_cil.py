@@ -30,7 +30,6 @@ class ClipCIFAR100(Incremental):
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
     Answers: labels or log-probabilities over the classes learned so far.
 
-
     Version history:
         v0: First.
 
@@ -123,7 +122,6 @@ class ClipImageNet100(Incremental):
 
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
     Answers: labels or log-probabilities over the classes learned so far.
-
 
     Version history:
         v0: First.

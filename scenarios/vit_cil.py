@@ -27,7 +27,6 @@ class ViTCIFAR100(Incremental):
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
     Answers: labels or log-probabilities over the classes learned so far.
 
-
     Version history:
         v0: First.
 
@@ -120,7 +119,6 @@ class ViTImageNetR(Incremental):
 
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
     Answers: labels or log-probabilities over the classes learned so far.
-
 
     Version history:
         v0: First.
@@ -215,7 +213,6 @@ class ViTImageNetA(Incremental):
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
     Answers: labels or log-probabilities over the classes learned so far.
 
-
     Version history:
         v0: First.
 
@@ -302,7 +299,6 @@ class ViTVTAB(Incremental):
 
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
     Answers: labels or log-probabilities over the classes learned so far.
-
 
     Version history:
         v0: First.

@@ -113,6 +113,10 @@ class UnknownMetric(Small):
     spec = replace(Small.spec, metrics=("luck",))
 
 
+class Mislabelled(Small):
+    spec = replace(Small.spec, tags=("online",))
+
+
 class Undocumented(Small):
     """Says nothing of its setting."""
 
@@ -228,6 +232,7 @@ def unstable(render_mode: str | None = None) -> ContinualEnv:
 
 BROKEN_SCENARIOS: list[tuple[str, Callable[..., ContinualEnv]]] = [
     ("scenario_says_what_it_is", make(UnknownMetric)),
+    ("scenario_says_what_it_is", make(Mislabelled)),
     ("scenario_settings_have_defaults_and_words", make(Undocumented)),
     ("a_seed_fixes_the_lifetime", unstable),
     ("a_seeded_reset_rewinds", make(env=Forgetful)),

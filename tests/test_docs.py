@@ -63,3 +63,12 @@ def test_every_link_of_the_pages_leads_somewhere() -> None:
 def test_the_method_page_lists_every_agent() -> None:
     page = runpy.run_path(str(ROOT / "docs/generate.py"))["agents_page"]()
     assert all(f"## `{id}`" in page for id in entries("agents"))
+
+
+def test_the_scenario_page_lists_every_scenario_and_kind() -> None:
+    page = runpy.run_path(str(ROOT / "docs/generate.py"))["scenarios_page"]()
+    assert all(f"## `{id}`" in page for id in entries("scenarios"))
+    for id, entry in entries("scenarios").items():
+        for kind in entry.spec.tags:
+            line = next(line for line in page.splitlines() if line.startswith(f"| {kind} |"))
+            assert f"`{id}`" in line

@@ -15,7 +15,7 @@ Pictures = npt.NDArray[np.uint8]
 
 _BLOCKS = 16  # of a mosaic, along a side
 _LEVELS = 3  # of a posterised channel
-_SMALL = (16, 24)  # least and largest side of a shrunk thing, of 32
+_SMALL = (20, 28)  # least and largest side of a shrunk thing, of 32
 
 
 def photo(pictures: Pictures) -> Pictures:
@@ -77,8 +77,8 @@ def rendered(pictures: Pictures, which: npt.NDArray[np.int64]) -> Pictures:
 def hardened(pictures: Pictures, rng: np.random.Generator) -> Pictures:
     """Return pictures that are hard to see: small, off centre, in clutter, partly covered, of low contrast.
 
-    The thing is shrunk to between half and three quarters of the side; around it lie blocks of colour from
-    another picture of the batch; a bar of that picture covers a strip of it; contrast is halved or less.
+    The thing is shrunk to between five and seven eighths of the side; around it lie blocks of colour from another
+    picture of the batch; a bar of a third picture's colours lies across; contrast is 55 to 85 % of what it was.
 
     Args:
         pictures: uint8 ``(N, 32, 32, 3)``.
@@ -98,8 +98,8 @@ def hardened(pictures: Pictures, rng: np.random.Generator) -> Pictures:
         strip = slice(int(starts[i]), int(starts[i] + widths[i]))
         bar = np.s_[:, strip] if upright[i] else np.s_[strip, :]
         out[i][bar] = bars[i][bar]
-    contrast = rng.integers(40, 66, (n, 1, 1, 1))  # percent
-    level = rng.integers(70, 186, (n, 1, 1, 1))
+    contrast = rng.integers(55, 86, (n, 1, 1, 1))  # percent
+    level = rng.integers(90, 166, (n, 1, 1, 1))
     return np.asarray(np.clip(level + (out.astype(np.int64) - 128) * contrast // 100, 0, 255), dtype=np.uint8)
 
 

@@ -86,8 +86,9 @@ def test_constants_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             IMAGENET,
             {"protocol": "50-5", "shift": "domain"},
-            "Expected tasks of one size with shift 'domain'; got a first task of 50 classes.",
+            "Expected tasks of one size and no order of classes with shift 'domain', as every task has all classes;",
         ),
+        (CIFAR, {"order": "coda", "shift": "instance"}, "no order of classes with shift 'instance'"),
     ],
 )
 def test_settings_out_of_range(id: str, settings: dict[str, Any], words: str) -> None:

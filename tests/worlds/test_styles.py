@@ -72,8 +72,8 @@ def test_hard_pictures_have_less_contrast_and_the_same_seed_gives_the_same() -> 
     assert np.array_equal(hard, hardened(PICTURES, np.random.default_rng(0)))
     assert not np.array_equal(hard, hardened(PICTURES, np.random.default_rng(1)))
     ranges = [np.ptp(pictures.reshape(len(pictures), -1).astype(int), axis=1) for pictures in (PICTURES, hard)]
-    assert (ranges[1] <= 0.66 * 256).all()
-    assert ranges[1].mean() < 0.6 * ranges[0].mean()
+    assert (ranges[1] <= 0.86 * 256).all()
+    assert ranges[1].mean() < 0.8 * ranges[0].mean()
 
 
 def test_renditions_are_the_same_bytes_everywhere() -> None:
@@ -82,4 +82,4 @@ def test_renditions_are_the_same_bytes_everywhere() -> None:
     for style in STYLES.values():
         digest.update(style(pictures).tobytes())
     digest.update(hardened(pictures, np.random.default_rng(0)).tobytes())
-    assert digest.hexdigest()[:16] == "33ea987e8f7d67ad"
+    assert digest.hexdigest()[:16] == "695da66fd0f91b1b"
