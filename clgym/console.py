@@ -128,7 +128,7 @@ def whitebox_table(rows: Sequence[Mapping[str, float | None]], tasks: Sequence[s
     ends = [f"{t} {name}" for t, name in enumerate(tasks, 1)]
     if len(rows) <= len(tasks):
         ends = ["the whole stream"]  # whose boundaries are hidden
-    names = ["0 (before training)", *ends]
+    names = ["untrained", *ends]
     cells = [[name, *(said(id, row.get(id)) for id in ids)] for name, row in zip(names, rows, strict=True)]
     title = "white-box columns, on the frozen batch" + ("; dormant_units in %" if "dormant_units" in ids else "")
     return Group(plain_table(["after learning", *ids], cells), f"[dim]{title}[/]")

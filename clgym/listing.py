@@ -56,4 +56,7 @@ def _table(room: Room, rows: Sequence[dict[str, Any]], kind: str) -> Table:
     lines = [[*(row[name] for name in ("id", "title", "kind", "paper")), row["with"].get(kind, "")] for row in rows]
     headings = [room, "title", "kind" if room == "scenarios" else "family", "paper", "how"]
     width = 5 if any(line[-1] for line in lines) else 4
-    return plain_table(headings[:width], [*(line[:width] for line in lines), [""] * width], whole=(0, 3, 4)[: width - 2])
+    table = plain_table(headings[:width], [*(line[:width] for line in lines), [""] * width], whole=(0, 3))
+    if width == 5:  # words to be typed stay on one line
+        table.columns[4].min_width = max(len(line[4]) for line in lines)
+    return table

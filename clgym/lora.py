@@ -140,7 +140,6 @@ class LoRALinear(nn.Module):
         """
         branch = (self.A, self.Bt, self.gate, self.scale)
         merged = merge_stochastic(self.base.weight, *branch, seed=seed)
-        # On the meta device, where parameters are counted, there is nothing to compare.
         lost = 0.0 if merged.is_meta else merge_error(self.base.weight, merged, *branch).relative
         self.base.weight.copy_(merged)
         self.Bt.zero_()
@@ -252,7 +251,9 @@ class LoRASet:
 
         Rounding is seeded by the branches themselves, so that a resumed run rounds alike.
         """
-        seed = int(self.arena().detach().view(torch.int32).sum()) & 0x7FFFFFFF
+        values = self.arena().detach()
+        # On the meta device, where parameters are counted, there are no values.
+        seed = 0 if values.is_meta else int(values.view(torch.int32).sum()) & 0x7FFFFFFF
         return max(layer.merge_(seed=seed << 31 | i) for i, (_, layer) in enumerate(self.layers))
 
     def remove(self) -> nn.Module:

@@ -311,7 +311,7 @@ def test_probes_and_looks_inside_come_out_of_every_verb(tmp_path: Path) -> None:
         *("learning_curve_area", "negative_flip_rate"),
     ]
     looks = ["effective_rank", "stable_rank", "srank", "dormant_units", "weight_norm"]
-    assert [id for id in (*inside, *looks, "0 (before training)") if id not in result.stdout] == []
+    assert [id for id in (*inside, *looks, "untrained") if id not in result.stdout] == []
     (folder,) = (path.parent for path in tmp_path.rglob("run.json"))
     record = RunRecord.load(folder)
     assert [id for id in inside if record.metrics.get(id) is None] == []

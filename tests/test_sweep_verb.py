@@ -51,7 +51,8 @@ def said(result: Result) -> str:
     return " ".join(result.stderr.split())
 
 
-def test_a_sweep_shows_progress_and_the_table(here: list[str], tmp_path: Path) -> None:
+def test_a_sweep_shows_progress_and_the_table(here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for one table
     grid = ("--agents", "zero_shot,drill", "--seeds", "0-1", "--set", "drill:lr=0,1", "--out", tmp_path)
     result = swept(*grid)
     assert len(here) == 6
@@ -123,7 +124,10 @@ def test_dry_run_says_what_is_done(here: list[str], tmp_path: Path) -> None:
     assert len(here) == 2
 
 
-def test_a_ladder_is_shown_and_reported_at_its_best(here: list[str], tmp_path: Path) -> None:
+def test_a_ladder_is_shown_and_reported_at_its_best(
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for one table
     grid = ("--agents", "zero_shot,drill", "--seeds", "0-1", "--ladder", "lr=0,1,3", "--out", tmp_path)
     before = swept(*grid, "--dry-run")
     assert before.stdout.count("drill-v0, lr=? ") == 2
