@@ -359,12 +359,13 @@ def download(
 ) -> None:
     """Fetch the data and the model that a scenario's source "hub" needs."""
     from clgym.fetch import fetch, needs
-    from clgym.hub import SETS
+    from clgym.hub_sets import SETS
 
     wanted = needs(scenario)
     payload = asdict(wanted)
     rows = [
-        [name, data.repo, data.licence, "here" if name in wanted.here else "missing"] for name, data in SETS.items()
+        [name, SETS[name].repo, SETS[name].licence, "here" if name in wanted.here else "missing"]
+        for name in sorted((*wanted.here, *wanted.missing), key=list(SETS).index)
     ]
     title = f"{wanted.scenario} needs, besides the model {wanted.backbone}:\n"
     table = plain_table(["data set", "hub", "licence", "state"], rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -173,11 +174,10 @@ class WeightsAndBiases(Callback):
 
 
 def named_row(env: ContinualEnv, after: int) -> dict[str, float]:
-    """Return accuracy per task, and its mean, after so many tasks; ``{"accuracy/<task>": value}``."""
+    """Return accuracy per task that was asked, and its mean, after so many tasks; ``{"accuracy/<task>": value}``."""
     row = env.report().R[after]
-    return {f"accuracy/{name}": float(a) for name, a in zip(env.task_names, row, strict=True)} | {
-        "accuracy": float(row.mean())
-    }
+    asked = {f"accuracy/{name}": float(a) for name, a in zip(env.task_names, row, strict=True) if not np.isnan(a)}
+    return asked | {"accuracy": float(np.mean(list(asked.values())))}
 
 
 def need(module: str, extra: str) -> Any:

@@ -127,7 +127,8 @@ def weights() -> Iterator[Finding]:
 
 def data() -> Iterator[Finding]:
     """Look at the folder of downloads."""
-    from clgym.hub import SETS, missing
+    from clgym.hub import missing
+    from clgym.hub_sets import SETS
     from clgym.images import data_directory
 
     folder = data_directory()

@@ -13,6 +13,7 @@ import numpy as np
 
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
 from clgym.events import Array, End, Event, Guess, Inputs, IntArray, Query, TaskEnd, TaskStart, Train, Wants
+from clgym.labels import LabelSpace
 from clgym.lookahead import Lookahead
 from clgym.plan import Plan, Step, batch_index, plan
 from clgym.scenario import Scenario, Task
@@ -22,15 +23,14 @@ from clgym.spaces import AnswerSpace, EventSpace, fault_of_scores
 
 @dataclass(frozen=True, slots=True)
 class _Lifetime:
-    """What one reset draws: the tasks in order, the plan, sample ids and question order."""
+    """What one reset draws: the tasks in order, the plan, label space, sample ids and question order."""
 
     entropy: int
     tasks: tuple[Task, ...]
     plan: Plan
+    space: LabelSpace
     ids: tuple[IntArray, ...]
     questions: tuple[IntArray, ...]
-    union: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
-    offsets: tuple[int, ...]
 
 
 class ContinualEnv(gymnasium.Env[Event, Any]):
@@ -54,6 +54,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
             )
         self.scenario, self.render_mode = scenario, render_mode
         self.teaching = scenario.teaching
+        self._told = self.teaching.task_given and self.teaching.boundaries == "given"
         self.observation_space = EventSpace(scenario.shape)
         self.action_space = AnswerSpace(scenario.classes)
         self._position = -1
@@ -200,9 +201,15 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
 
     @property
     def tasks_learned(self) -> int:
-        """Number of tasks finished."""
+        """Number of tasks whose training is over, whether the stream says so or not."""
+        return sum(end <= self._position for end in self._playing().plan.ends)
+
+    @property
+    def round_over(self) -> bool:
+        """Whether the last answer was the last at a task boundary."""
         plan = self._playing().plan
-        return sum(step.kind == "end" for step in plan.steps[: self._position + 1])
+        last, now = plan.steps[max(self._position - 1, 0)], plan.steps[self._position]
+        return last.kind == "query" and plan.points[last.point].step == 0 and now.point != last.point
 
     @property
     def length(self) -> int:
@@ -232,14 +239,10 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         ids = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
         # The order of questions is part of the stream, not of a lifetime: question 7 is the same for every seed.
         questions = tuple(np.random.default_rng(j).permutation(len(t.test)) for j, t in enumerate(tasks))
-        names = tuple(name for t in tasks for name in t.classes)
-        prompts = tuple(p for t in tasks for p in t.prompts)
-        offsets = tuple(np.cumsum([0, *(len(t.classes) for t in tasks)])[:-1].tolist())
-        self._life = _Lifetime(entropy, tasks, laid, tuple(ids), questions, (names, prompts), offsets)
-        union = self.teaching.labels == "union"
+        space = LabelSpace(tasks, self.teaching)
+        self._life = _Lifetime(entropy, tasks, laid, space, tuple(ids), questions)
         labels = [
-            t.test.targets[order] + (offset if union else 0)
-            for t, order, offset in zip(tasks, questions, offsets, strict=True)
+            space.labels(j, t.test.targets[order]) for j, (t, order) in enumerate(zip(tasks, questions, strict=True))
         ]
         asked = sum(step.stop - step.start for step in laid.steps)
         online = sum(laid.train_steps) if self.teaching.prequential else 0
@@ -296,36 +299,40 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         life = self._playing()
         step = life.plan.steps[position]
         t = step.task
-        shown = t if self.teaching.task_given else None
+        shown = t if self._told else None
         match step.kind:
             case "over":
                 return End()
             case "end":
                 return TaskEnd(shown)
             case "start":
-                task = life.tasks[t]
-                name = task.name if self.teaching.task_given else ""
-                text = task.description if self.teaching.task_given else ""
-                steps = life.plan.train_steps[t]
-                return TaskStart(shown, name, text, task.classes, task.prompts, len(task.train), steps)
+                return self._task_start(life, t)
         slow = life.tasks[t].test.decodes if step.kind == "query" else life.tasks[t].train.decodes
         inputs = self._ahead.get(position) if slow and self._ahead else self._read(position)
         if step.kind == "train":
             index = self._index(life, step)
-            return Train(inputs, life.tasks[t].train.targets[index], life.ids[t][index])
-        task = life.tasks[t]
-        union = self.teaching.labels == "union"
-        names, prompts = life.union if union else (task.classes, task.prompts)
+            return Train(inputs, life.space.targets(t, life.tasks[t].train.targets[index]), life.ids[t][index])
+        point = life.plan.points[step.point] if step.kind == "query" else None
+        met = t + 1 if point is None else point.after + (point.step > 0)
+        names, prompts = life.space.candidates(t, met, taught=point is None)
         wants: Wants = "scores" if self.teaching.needs_scores else "labels"
         return Query(inputs, names, prompts, wants, shown)
+
+    def _task_start(self, life: _Lifetime, t: int) -> TaskStart:
+        """Return the start of a task, or with ``t = -1`` that of the whole stream."""
+        classes, prompts = life.space.start(t)
+        of = life.tasks if t < 0 else (life.tasks[t],)
+        samples = sum(len(task.train) for task in of)
+        steps = sum(life.plan.train_steps) if t < 0 else life.plan.train_steps[t]
+        if not self._told:
+            return TaskStart(None, "", "", classes, prompts, samples, steps)
+        return TaskStart(t, life.tasks[t].name, life.tasks[t].description, classes, prompts, samples, steps)
 
     def _index(self, life: _Lifetime, step: Step) -> IntArray:
         return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task))
 
     def _targets(self, life: _Lifetime, step: Step) -> IntArray:
-        offset = life.offsets[step.task] if self.teaching.labels == "union" else 0
-        targets: IntArray = life.tasks[step.task].train.targets[self._index(life, step)] + offset
-        return targets
+        return life.space.labels(step.task, life.tasks[step.task].train.targets[self._index(life, step)])
 
     def _read(self, position: int) -> Inputs:
         """Return the inputs of the event at a position; called ahead of time, from threads."""

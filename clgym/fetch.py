@@ -8,9 +8,8 @@ from pathlib import Path
 
 from clgym.backbones import download_backbone
 from clgym.errors import ClgymError, SettingError, SourceMissingError
-from clgym.hub import SETS, download, missing
-from clgym.registry import find, settings
-from clgym.sources import HUB_CLIP
+from clgym.hub import download, missing
+from clgym.registry import find
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +37,10 @@ def needs(scenario: str) -> Needs:
         SettingError: The scenario has no hub source.
     """
     spec = find("scenarios", scenario).spec
-    if "source" not in settings("scenarios", spec.id) or spec.modality != "image":
+    if not spec.hub:
         raise SettingError(f"Expected a scenario with a hub source; got {spec.id}. It needs no download.")
-    absent = tuple(name for name in SETS if missing([name]))
-    return Needs(spec.id, HUB_CLIP, tuple(name for name in SETS if name not in absent), absent)
+    absent = tuple(name for name in spec.hub if missing([name]))
+    return Needs(spec.id, spec.hub_backbone, tuple(name for name in spec.hub if name not in absent), absent)
 
 
 def fetch(wanted: Needs, progress: Callable[[str], None]) -> Path:

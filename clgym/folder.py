@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clgym.errors import SourceError
-from clgym.images import ArrowStore, EncodedImages, FileStore, Store, data_directory, fill_prompts
+from clgym.images import ArrowStore, EncodedImages, FileStore, Store, View, data_directory, fill_prompts
 from clgym.scenario import Task
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -61,15 +61,37 @@ def folder_tasks(path: str | Path, size: int, *, flip: bool = True, template: st
         SourceError: The folder is malformed; the message names the file and the fix.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise SourceError(f"Expected a folder at {root}; got {'a file' if root.exists() else 'nothing'}. {_LAYOUT}")
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] not in "._")
-    if any(_files(root, s) for s in ("train", "test")) or [f.name for f in folders] == ["test", "train"]:
+    folders = _folders(root)
+    if is_single(root):
         raise SourceError(f"Expected one sub-folder per task in {root}; got a single task. Move it one level down.")
     if not folders:
         raise SourceError(f"Expected one sub-folder per task in {root}; got an empty folder. {_LAYOUT}")
     _check_template(template, "the setting template")
     return [_task(folder, size, _card(folder, flip, template)) for folder in folders]
+
+
+def is_single(path: str | Path) -> bool:
+    """Whether a folder is itself a task, with train and test data right in it.
+
+    Raises:
+        SourceError: There is no folder.
+    """
+    root = Path(path)
+    names = [folder.name for folder in _folders(root)]
+    return any(_files(root, s) for s in ("train", "test")) or names in (["test", "train"], ["train", "validation"])
+
+
+def single_task(path: str | Path, size: int, *, flip: bool = True, template: str = "a photo of a {}.") -> Task:
+    """Return a folder that is itself a task; the arguments and errors are those of :func:`folder_tasks`."""
+    _check_template(template, "the setting template")
+    return _task(Path(path), size, _card(Path(path), flip, template))
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the sub-folders that count, sorted by name."""
+    if not root.is_dir():
+        raise SourceError(f"Expected a folder at {root}; got {'a file' if root.exists() else 'nothing'}. {_LAYOUT}")
+    return sorted(f for f in root.iterdir() if f.is_dir() and f.name[0] not in "._")
 
 
 _LAYOUT = (
@@ -98,7 +120,7 @@ def _task(folder: Path, size: int, card: _Card) -> Task:
     numbers = {name: number for number, name in enumerate(present)}
     data = []
     for split in (train, test):
-        images = EncodedImages(split.store, [numbers[n] for n in split.names], size, flip=card.flip)
+        images = EncodedImages(split.store, [numbers[n] for n in split.names], size, view=View(flip=card.flip))
         images.check(CHECKED)
         data.append(images)
     described = card.description or (
@@ -201,10 +223,18 @@ def _check_template(template: object, place: str) -> None:
         )
 
 
-def read_parquet(files: Sequence[Path], image: str, label: str) -> tuple[ArrowStore, npt.NDArray[Any], tuple[str, ...]]:
+def read_parquet(
+    files: Sequence[Path], image: str, label: str, *, below: int = 0
+) -> tuple[ArrowStore, npt.NDArray[Any], tuple[str, ...]]:
     """Convert Parquet files once to memory-mapped Arrow and return images, labels and class names.
 
     The Arrow copy lies in ``data_directory()/arrow`` and is reused until a file changes.
+
+    Args:
+        files: The files, in row order.
+        image: Column of the encoded images.
+        label: Column of the labels.
+        below: Copy only rows whose integer label is below this; 0 copies all.
 
     Returns:
         The images; the labels, int64 or strings ``(N,)``; the class names of the schema, or none.
@@ -215,14 +245,17 @@ def read_parquet(files: Sequence[Path], image: str, label: str) -> tuple[ArrowSt
     import datasets
     import pyarrow as pa
 
-    counts = [(file, rows) for file in files if (rows := parquet_rows(file, image, label))]
+    found = [(file, parquet_rows(file, image, label)) for file in files]
+    chosen = [(label, "<", below)] if below else None
+    counts = [(file, _count(file, label, below) if below else rows) for file, rows in found]
+    counts = [(file, rows) for file, rows in counts if rows]
     if not counts:
         raise SourceError(f"Expected images in {files[0]}; got no rows. Add some, or remove the file.")
     cache = data_directory() / "arrow"
     try:
         with _no_progress_bars():
             table = datasets.Dataset.from_parquet(
-                [str(f) for f, _ in counts], cache_dir=str(cache), columns=[image, label]
+                [str(f) for f, _ in counts], cache_dir=str(cache), columns=[image, label], filters=chosen
             )
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         names = ", ".join(map(str, files))
@@ -241,6 +274,14 @@ def read_parquet(files: Sequence[Path], image: str, label: str) -> tuple[ArrowSt
     labels = column.to_numpy()
     labels = labels if labels.dtype == object else labels.astype(np.int64)
     return ArrowStore(table.data.column(image), counts), labels, classes
+
+
+def _count(file: Path, label: str, below: int) -> int:
+    """Return how many rows of a Parquet file have a label below a number, reading that column only."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    return pc.sum(pc.less(pq.read_table(file, columns=[label])[label], below)).as_py() or 0  # type: ignore[no-any-return]
 
 
 def parquet_rows(file: Path, image: str, label: str) -> int:

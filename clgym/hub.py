@@ -1,17 +1,14 @@
-"""The eleven data sets of MTIL (ZSCL, arXiv:2303.06628) from the Hugging Face hub, at pinned revisions.
+"""Image data sets from the Hugging Face hub, at the revisions of :mod:`clgym.hub_sets`.
 
 Nothing here touches the network except :func:`download`, which runs only when the user asks.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,160 +16,12 @@ import numpy.typing as npt
 from clgym.errors import NotRegisteredError, SourceError, SourceMissingError
 from clgym.events import IntArray
 from clgym.folder import parquet_rows, read_parquet
-from clgym.images import ArrowStore, EncodedImages, data_directory, fill_prompts
+from clgym.hub_sets import SETS, HubSet, class_lists
+from clgym.images import CLIP_VIEW, ArrowStore, EncodedImages, View, data_directory, fill_prompts
 from clgym.scenario import Task
 
 SEED = 42
-
-
-@dataclass(frozen=True, slots=True)
-class HubSet:
-    """One data set on the hub, and how MTIL uses it.
-
-    Attributes:
-        name: Key in :data:`SETS`.
-        repo: ``owner/name`` on the hub.
-        revision: Commit, 40 hex digits.
-        classes: Number of classes after dropping.
-        sizes: Rows of every split read, ``(split, rows)``; anything else is refused.
-        train_split: Splits to train on, joined by ``+``.
-        test_split: Splits to test on, joined by ``+``.
-        image_column: Column of the encoded images.
-        label_column: Column of the labels, a ``ClassLabel``.
-        rule: ``"given"``: the splits as they are; ``"half"``: half of each training class, drawn with
-            :data:`SEED`; ``"80/20"``: both splits pooled and drawn anew with :data:`SEED`.
-        flip: Whether training may mirror images; off throughout, as in ZSCL, which only crops.
-    """
-
-    name: str
-    repo: str
-    revision: str
-    classes: int
-    sizes: tuple[tuple[str, int], ...]
-    train_split: str = "train"
-    test_split: str = "test"
-    image_column: str = "image"
-    label_column: str = "label"
-    rule: Literal["given", "half", "80/20"] = "given"
-    flip: bool = False
-
-    @property
-    def title(self) -> str:
-        """The data set's own name."""
-        return str(_lists()[self.name]["title"])
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """ZSCL's prompt templates, the training one first."""
-        return tuple(_lists()[self.name]["templates"])
-
-    @property
-    def licence(self) -> str:
-        """The licence as the publisher states it."""
-        return str(_lists()[self.name]["licence"])
-
-    @property
-    def notes(self) -> str:
-        """What differs from ZSCL's data, and the traps."""
-        return str(_lists()[self.name]["notes"])
-
-    @property
-    def folder(self) -> Path:
-        """Where :func:`download` puts the files."""
-        return data_directory().joinpath(*self.repo.split("/"), self.revision)
-
-
-SETS: dict[str, HubSet] = {
-    data.name: data
-    for data in (
-        HubSet(
-            "aircraft",
-            "mteb/FGVCAircraft",
-            "3ae0e4e94e37c610c26df758ec3255fa90d80e67",
-            100,
-            (("train", 3_334), ("test", 3_333)),
-            label_column="variant",
-        ),
-        HubSet(
-            "caltech101",
-            "mteb/Caltech101",
-            "011e51e5fb01f0c820824734edb7a539ab8e6650",
-            101,
-            (("train", 3_060), ("test", 6_084)),
-            train_split="train+test",
-            test_split="train+test",
-            rule="80/20",
-        ),
-        HubSet(
-            "cifar100",
-            "mteb/cifar100",
-            "ac5511f885f65fb75d31a9d8810a8440913f7721",
-            100,
-            (("train", 50_000), ("test", 10_000)),
-            image_column="img",
-            label_column="fine_label",
-        ),
-        HubSet(
-            "dtd",
-            "mteb/dtd",
-            "96726183040de9e64a590d08eaac8de940dfcbdf",
-            47,
-            (("train", 3_760), ("test", 1_880)),
-            rule="half",
-        ),
-        HubSet(
-            "eurosat",
-            "mteb/eurosat-rgb",
-            "da02b77448e750b3b034e0b5da008167b9706571",
-            10,
-            (("train", 16_200), ("validation", 5_400), ("test", 5_400)),
-            train_split="train+validation",
-        ),
-        HubSet(
-            "flowers",
-            "dpdl-benchmark/oxford_flowers102",
-            "544b55c9af69a05742ead7571cd7ae23cfcd758b",
-            102,
-            (("train", 1_020), ("test", 6_149)),
-        ),
-        HubSet(
-            "food",
-            "mteb/food101",
-            "7cca05bfde8fdad4a9b39ed14a881c800cc1dca2",
-            101,
-            (("train", 75_750), ("validation", 25_250)),
-            test_split="validation",
-        ),
-        HubSet(
-            "mnist",
-            "mteb/mnist",
-            "cf6afcbae72cc3bb1fc07a9480fe0d8e0b615fcd",
-            10,
-            (("train", 60_000), ("test", 10_000)),
-        ),
-        HubSet(
-            "oxford_pet",
-            "mteb/OxfordPets",
-            "557b480fae8d69247be74d9503b378a09425096f",
-            37,
-            (("train", 3_680), ("test", 3_669)),
-        ),
-        HubSet(
-            "stanford_cars",
-            "mteb/StanfordCars",
-            "09ffe9bc7864d3f1e851529e5c4b7e05601a04fb",
-            196,
-            (("train", 8_144), ("test", 8_041)),
-        ),
-        HubSet(
-            "sun397",
-            "mteb/sun397",
-            "c684cff33166060e2ae05525a5c4abdf5e6d7bce",
-            397,
-            (("train", 76_127), ("test", 21_750)),
-        ),
-    )
-}
+_ACCEPT = "Accept the terms on its page on the hub and log in with `hf auth login`. "
 
 
 def missing(names: Sequence[str]) -> list[str]:
@@ -218,13 +67,14 @@ def download(names: Sequence[str], progress: Callable[[str], None] = print) -> N
                 repo_type="dataset",
                 revision=data.revision,
                 local_dir=data.folder,
-                allow_patterns=["*.parquet", "README.md"],
+                allow_patterns=list(data.files),
             )
         # The client's errors have no common base: its own, httpx's, OSError.
         except Exception as error:
             raise SourceMissingError(
                 f"Expected to fetch {data.repo}@{data.revision}; got {type(error).__name__}: {error}. "
-                "Check the network (and HF_HUB_OFFLINE) and run the command again: it resumes."
+                f"{_ACCEPT if data.gated else ''}Check the network (and HF_HUB_OFFLINE) and run the command again: "
+                "it resumes."
             ) from error
         if missing([data.name]):
             found = ", ".join(str(f.relative_to(data.folder)) for f in data.folder.rglob("*.parquet"))
@@ -237,12 +87,13 @@ def hub_tasks(names: Sequence[str], size: int, scenario: str = "CLIP-MTIL-v0") -
     return [hub_task(name, size) for name in names]
 
 
-def hub_task(name: str, size: int) -> Task:
+def hub_task(name: str, size: int, view: View = CLIP_VIEW) -> Task:
     """Return one data set as a task, read from the local files only.
 
     Args:
-        name: Key in :data:`SETS`.
+        name: Key in :data:`clgym.hub_sets.SETS`.
         size: Side of the images that the task gives, in pixels.
+        view: How files become images.
 
     Raises:
         NotRegisteredError: No such set.
@@ -267,7 +118,7 @@ def hub_task(name: str, size: int) -> Task:
         targets = number[part.labels[index]]
         if empty := sorted(set(range(len(classes))) - set(targets.tolist())):
             raise _changed(data, "images of every class", f"none of {classes[empty[0]]!r} in one half")
-        sides.append(EncodedImages(part.store, targets, size, rows=index, flip=data.flip))
+        sides.append(EncodedImages(part.store, targets, size, rows=index, view=view))
     description = f"{data.title}: {len(classes)} classes, {len(sides[0])} training and {len(sides[1])} test images."
     return Task(name, description, classes, fill_prompts(data.templates, classes), sides[0], sides[1])
 
@@ -290,7 +141,10 @@ def _read(data: HubSet, splits: str) -> _Pool:
         if rows != expected:
             raise _changed(data, f"{expected:,} rows in split {split!r}", f"{rows:,}")
         files += found
-    store, labels, names = read_parquet(files, data.image_column, data.label_column)
+    store, labels, names = read_parquet(files, data.image_column, data.label_column, below=data.first)
+    if data.text and labels.dtype == object:
+        names = tuple(sorted(set(labels)))
+        labels = np.searchsorted(np.array(names, dtype=object), labels).astype(np.int64)
     if not names or labels.dtype == object:
         raise _changed(data, f"a ClassLabel column {data.label_column!r}", "labels without names")
     if labels.min() < 0 or labels.max() >= len(names):
@@ -308,6 +162,15 @@ def _rows(data: HubSet, kept: npt.NDArray[np.bool_], train: IntArray, test: IntA
     if data.rule == "half":
         groups = [rows[train[rows] == number] for number in np.unique(train[rows])]
         rows = np.concatenate([np.sort(g[_permutation(len(g))[: len(g) // 2]]) for g in groups])
+    if data.rule == "stratified":
+        groups = [rows[train[rows] == number] for number in np.unique(train[rows])]
+        drawn = [g[_permutation(len(g))] for g in groups]
+        cuts = [4 * len(g) // 5 for g in groups]
+        sides = (
+            [g[:cut] for g, cut in zip(drawn, cuts, strict=True)],
+            [g[cut:] for g, cut in zip(drawn, cuts, strict=True)],
+        )
+        return np.sort(np.concatenate(sides[0])), np.sort(np.concatenate(sides[1]))
     return rows, np.flatnonzero(kept[test])
 
 
@@ -321,7 +184,9 @@ def _permutation(length: int) -> IntArray:
 
 def _reworded(data: HubSet, names: Sequence[str]) -> list[str | None]:
     """Return the words for every class name of the mirror; ``None`` drops the class."""
-    lists = _lists()[data.name]
+    lists = class_lists()[data.name]
+    if data.first:
+        return [*_listed(data, names, lists["first"]), *[None] * (len(names) - data.first)]
     if "official" in lists:
         return list(_official(data, names, lists["official"]))
     if "names" in lists:
@@ -347,13 +212,21 @@ def _official(data: HubSet, names: Sequence[str], official: Sequence[str]) -> li
     return list(official)
 
 
+def _listed(data: HubSet, names: Sequence[str], listed: Sequence[Sequence[str]]) -> list[str]:
+    """Return the words of the first classes, once most of their names are those of the list."""
+    agree = sum(_plain(a.partition(",")[0]) == _plain(b) for a, (b, _) in zip(names, listed, strict=False))
+    if len(names) < data.first or agree < 0.9 * len(listed):
+        raise _changed(data, f"the {len(listed)} classes of the list first", f"{agree} that agree")
+    return [word for _, word in listed]
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
 def _files(data: HubSet, split: str) -> list[Path]:
     """Return the Parquet files ``train.parquet``, ``train-00000-of-00002.parquet`` or ``train/*``."""
-    named = re.compile(rf"{split}(-\d+-of-\d+)?\.parquet")
+    named = re.compile(rf"{split}(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
     found = [
         file
         for file in sorted(data.folder.rglob("*.parquet"))
@@ -367,7 +240,7 @@ def _files(data: HubSet, split: str) -> list[Path]:
 
 
 def _complete(files: Sequence[Path]) -> bool:
-    total = re.search(r"-of-(\d+)\.parquet$", files[0].name) if files else None
+    total = re.search(r"-of-(\d+)(-[0-9a-f]+)?\.parquet$", files[0].name) if files else None
     return len(files) == int(total[1]) if total else bool(files)
 
 
@@ -382,11 +255,4 @@ def _changed(data: HubSet, expected: str, got: str) -> SourceError:
 
 
 def _again(data: HubSet) -> str:
-    return f"Remove {data.folder} and run `clgym download CLIP-MTIL-v0`."
-
-
-@cache
-def _lists() -> dict[str, dict[str, Any]]:
-    text = Path(__file__).with_name("hub.json").read_text("utf-8")
-    lists: dict[str, dict[str, Any]] = json.loads(text)
-    return lists
+    return f"Remove {data.folder} and run `clgym download {data.scenario}`."

@@ -23,7 +23,6 @@ from clgym.errors import SourceError
 from clgym.events import Inputs, IntArray
 from clgym.scenario import Data
 
-SCALE = (0.9, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 DRAWS = 2 * TRIES + 3
@@ -32,6 +31,26 @@ DRAWS = 2 * TRIES + 3
 def data_directory() -> Path:
     """Return where downloads and caches live: ``CLGYM_DATA``, or ``~/.cache/clgym/data``."""
     return Path(os.environ.get("CLGYM_DATA") or Path.home() / ".cache" / "clgym" / "data")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How an image file becomes a square.
+
+    Attributes:
+        flip: Whether the training view may mirror: not for digits, letters or text.
+        least: Smallest share of the area that a training crop shows; the largest is 1.
+        resize: The test view resizes the shorter side to so many times the output's and crops the centre.
+    """
+
+    flip: bool = True
+    least: float = 0.9
+    resize: float = 1.0
+
+
+CLIP_VIEW = View(flip=False)
+# Of PILOT and SEMA (arXiv:2403.18886) and CODA-Prompt: strong crops, mirrored; Resize(256), CenterCrop(224).
+PILOT_VIEW = View(least=0.05, resize=256 / 224)
 
 
 def fill_prompts(templates: Sequence[str], classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -133,8 +152,8 @@ class ArrowStore:
 class EncodedImages:
     """Encoded images on disk, decoded by :meth:`batch` to uint8 ``(B, size, size, 3)``.
 
-    The test view resizes the shorter side to ``size`` (bicubic) and crops the centre. The training view
-    crops 0.9 to 1 of the area at an aspect of 3/4 to 4/3, resizes (bicubic) and flips half of the images,
+    The test view resizes the shorter side (bicubic) and crops the centre. The training view crops a share of
+    the area at an aspect of 3/4 to 4/3, resizes (bicubic) and, where the view says so, flips half of the images,
     as torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip`` do; every image takes the same
     number of draws, so that its view does not depend on its neighbours. EXIF orientation is ignored, as
     torchvision does. Safe to call from several threads.
@@ -144,7 +163,7 @@ class EncodedImages:
         targets: Labels ``(N,)``.
         size: Side of the output in pixels.
         rows: Rows of ``store`` to use, ``(N,)``; all by default.
-        flip: Whether the training view may mirror: not for digits, letters or text.
+        view: How much is cropped, and whether images may be mirrored.
     """
 
     decodes = True
@@ -156,13 +175,13 @@ class EncodedImages:
         size: int,
         *,
         rows: npt.ArrayLike | None = None,
-        flip: bool = True,
+        view: View = View(),
     ) -> None:
         """Hold the arguments; nothing is read yet."""
         self.targets: IntArray = np.asarray(targets, dtype=np.int64)
         self._rows: IntArray = np.arange(len(store)) if rows is None else np.asarray(rows, dtype=np.int64)
         assert self._rows.shape == self.targets.shape
-        self._store, self._size, self._flip = store, size, flip
+        self._store, self._size, self._view = store, size, view
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -178,13 +197,13 @@ class EncodedImages:
         draws = None if rng is None else rng.random((len(index), DRAWS))
         for i, row in enumerate(self._rows[index]):
             image = self._decode(int(row))
-            view = centre(image, self._size) if draws is None else self._augment(image, draws[i])
-            out[i] = np.asarray(view)
+            shown = centre(image, self._size, self._view.resize) if draws is None else self._augment(image, draws[i])
+            out[i] = np.asarray(shown)
         return out
 
     def fingerprint(self) -> str:
         """Return a sha256 over the encoded content, the rows used, the labels and the views."""
-        total = hashlib.sha256(f"{self._store.digest()} {self._size} {self._flip}".encode())
+        total = hashlib.sha256(f"{self._store.digest()} {self._size} {self._view}".encode())
         total.update(self._rows.tobytes())
         total.update(self.targets.tobytes())
         return total.hexdigest()
@@ -205,9 +224,9 @@ class EncodedImages:
             return rgb(image)
 
     def _augment(self, image: Image.Image, draws: npt.NDArray[np.float64]) -> Image.Image:
-        view = image.crop(crop_box(image.width, image.height, draws[:-1]))
-        view = view.resize((self._size, self._size), Image.Resampling.BICUBIC)
-        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self._flip and draws[-1] < 0.5 else view
+        crop = image.crop(crop_box(image.width, image.height, draws[:-1], self._view.least))
+        crop = crop.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self._view.flip and draws[-1] < 0.5 else crop
 
 
 class ArrayImages:
@@ -283,24 +302,25 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def centre(image: Image.Image, size: int) -> Image.Image:
-    """Return the test view: the shorter side resized to ``size`` (bicubic), the centre cropped."""
-    short = min(image.size)
-    width, height = (size if s == short else int(size * s / short) for s in image.size)
+def centre(image: Image.Image, size: int, resize: float = 1.0) -> Image.Image:
+    """Return the test view: the shorter side resized to ``resize * size`` (bicubic), the centre cropped."""
+    short, target = min(image.size), round(resize * size)
+    width, height = (target if s == short else int(target * s / short) for s in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
-def crop_box(width: int, height: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, draws: npt.NDArray[np.float64], least: float = 0.9) -> tuple[int, int, int, int]:
     """Return torchvision's random resized crop from 22 uniform draws: ten tries of (area, aspect), (x, y).
 
-    Where no try fits, the largest centred box within the aspect's limits is taken.
+    The crop's area is between ``least`` and 1 of the image's. Where no try fits, the largest centred box within
+    the aspect's limits is taken.
     """
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for area, aspect in draws[: 2 * TRIES].reshape(TRIES, 2):
-        pixels = width * height * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
+        pixels = width * height * (least + area * (1 - least))
         ratio = math.exp(low + aspect * (high - low))
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
     Attributes:
         kind: ``"ask"`` is a question about training data, prequential; ``"query"`` about test data.
-        task: Task, from 0.
+        task: Task, from 0; -1 for the start and the end of a stream without boundaries.
         batch: Number of the training batch within the task (``"train"``, ``"ask"``).
         point: Evaluation point (``"query"``).
         start: First question (``"query"``).
@@ -48,15 +48,26 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All steps of a stream and its evaluation points."""
+    """All steps of a stream and its evaluation points.
+
+    Attributes:
+        steps: The events to be, in order.
+        points: The evaluation points.
+        train_steps: ``Train`` events per task.
+        ends: For each task the number of steps up to its last ``Train``.
+    """
 
     steps: tuple[Step, ...]
     points: tuple[Point, ...]
     train_steps: tuple[int, ...]
+    ends: tuple[int, ...]
 
 
 def plan(train_sizes: Sequence[int], test_sizes: Sequence[int], teaching: Teaching) -> Plan:
     """Lay out a stream: every task asked before training, then each task taught and every task asked again.
+
+    With ``labels="seen"`` tasks are asked from their own end on, so nothing is asked at the first point. With
+    hidden boundaries the stream starts once and ends once, after its last batch and before the last questions.
 
     Args:
         train_sizes: Training samples per task.
@@ -65,6 +76,7 @@ def plan(train_sizes: Sequence[int], test_sizes: Sequence[int], teaching: Teachi
     """
     steps: list[Step] = []
     points: list[Point] = []
+    ends: list[int] = []
 
     def ask(point: Point, tasks: range, size: int | None) -> None:
         for j in tasks:
@@ -74,21 +86,25 @@ def plan(train_sizes: Sequence[int], test_sizes: Sequence[int], teaching: Teachi
                 steps.append(Step("query", j, 0, len(points), start, stop))
         points.append(point)
 
-    everything = range(len(train_sizes))
+    count = len(train_sizes)
+    hidden, seen = teaching.boundaries == "hidden", teaching.labels == "seen"
     lengths = tuple(train_length(n, teaching) for n in train_sizes)
-    ask(Point(0), everything, None)
+    ask(Point(0), range(0 if seen else count), None)
     for t, length in enumerate(lengths):
-        steps.append(Step("start", t))
+        if not (hidden and t):
+            steps.append(Step("start", -1 if hidden else t))
         for k in range(length):
             if teaching.prequential:
                 steps.append(Step("ask", t, k))
             steps.append(Step("train", t, k))
             if teaching.probe_every and (k + 1) % teaching.probe_every == 0 and k + 1 < length:
                 ask(Point(t, k + 1), range(t + 1), teaching.probe_size)
-        steps.append(Step("end", t))
-        ask(Point(t + 1), everything, None)
+        ends.append(len(steps))
+        if not hidden or t + 1 == count:
+            steps.append(Step("end", -1 if hidden else t))
+        ask(Point(t + 1), range(t + 1 if seen else count), None)
     steps.append(Step("over"))
-    return Plan(tuple(steps), tuple(points), lengths)
+    return Plan(tuple(steps), tuple(points), lengths, tuple(ends))
 
 
 def train_length(samples: int, teaching: Teaching) -> int:

@@ -132,7 +132,8 @@ def lines_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str = 
     """Draw accuracy over the stream, one line per task: dotted before it is learned, solid from then on.
 
     Args:
-        R: Accuracy ``(T + 1, T)`` in [0, 1], row 0 zero-shot; a line breaks where it is NaN.
+        R: Accuracy ``(T + 1, T)`` in [0, 1], row 0 zero-shot; a line breaks where it is NaN. The thick line is the
+            mean over all tasks, or, in rows where no task to come was measured, over those learned.
         tasks: Names of the ``T`` tasks.
         title: Heading.
     """
@@ -149,7 +150,8 @@ def lines_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str = 
         axes.plot(x[: j + 2], y[: j + 2], color=colour, linewidth=1.1 if named else 0.4, linestyle=(0, (1, 1.6)))
         axes.plot(x[j + 1 :], y[j + 1 :], color=colour, linewidth=1.6 if named else 0.8)
         axes.plot(j + 1, y[j + 1], "o", color=colour, markersize=5.5, markeredgecolor="white")
-    means = np.array([mean(row) for row in percent])
+    # Where tasks are asked from their own end on, the mean is that of the tasks learned so far.
+    means = np.array([mean(row[:t] if np.isnan(row[t:]).all() else row) for t, row in enumerate(percent)])
     axes.plot(x, means, color="black", linewidth=3, zorder=3)
     axes.set(xlim=(0, count + 0.05), ylim=(0, 102), yticks=range(0, 101, 20), ylabel="accuracy, %")
     end = int(np.flatnonzero(~np.isnan(R).all(axis=1)).max(initial=0))  # the last row that was measured

@@ -25,7 +25,7 @@ from clgym.callbacks import Callback
 from clgym.checkpoint import Patience, States
 from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
-from clgym.events import End, Event, Query, TaskEnd, TaskStart, Train
+from clgym.events import End, Event, Query, TaskEnd, Train
 from clgym.record import RunRecord, nullable, parquet, same_circumstances, same_run, sha256_of, sweep, write_atomic
 from clgym.registry import Room, find, make_agent, settings
 from clgym.registry import make as make_env
@@ -252,7 +252,7 @@ class _Run:
                 for callback in self.callbacks:
                     callback.on_event(self.env, seen, reward)
                 due = time.monotonic() - saved >= self.checkpoint_seconds
-                if self._boundary(seen, event) or due or patience.asked:
+                if self._boundary(seen) or due or patience.asked:
                     self._checkpoint()
                     saved = time.monotonic()
                 if patience.asked:
@@ -321,9 +321,9 @@ class _Run:
         names = ("trainable", "stored", "added_at_inference", "sample_bytes")
         return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 
-    def _boundary(self, seen: Event, event: Event) -> bool:
+    def _boundary(self, seen: Event) -> bool:
         """Whether a task or a round of questions about all tasks just ended; tell of the latter."""
-        if not (isinstance(seen, Query) and isinstance(event, TaskStart | End)):
+        if not self.env.round_over:
             return isinstance(seen, TaskEnd)
         for callback in self.callbacks:
             callback.on_point(self.env, self.env.tasks_learned)

@@ -5,11 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from clgym.events import Inputs, IntArray
+
+# The survey's kinds of scenario (arXiv:2302.00487, table 1).
+Kind: TypeAlias = Literal[
+    "instance-incremental",
+    "domain-incremental",
+    "task-incremental",
+    "class-incremental",
+    "task-free",
+    "online",
+    "blurred-boundary",
+    "continual-pre-training",
+]
 
 
 class Data(Protocol):
@@ -49,6 +61,8 @@ class Task:
         prompts: For each class its filled prompt templates, the training one first.
         train: Training data.
         test: Held-out data.
+        own: Where boundaries are blurred, the number of leading classes that are the task's own; those after
+            them occur in its training data only. 0: all are its own.
     """
 
     name: str
@@ -57,6 +71,7 @@ class Task:
     prompts: tuple[tuple[str, ...], ...]
     train: Data
     test: Data
+    own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +87,23 @@ class ScenarioSpec:
         description: A paragraph for ``clgym info``.
         metrics: Ids of the metrics that its reports show, in order.
         licences: ``(data, licence)`` pairs.
+        tags: The other kinds that its settings turn it into; see :data:`clgym.variants.COMPOSED`.
+        hub: Data sets of its hub source, keys of :data:`clgym.hub_sets.SETS`.
+        hub_backbone: Model of its hub source.
         superseded_by: Id of the version to use instead, or ``""``.
     """
 
     id: str
     title: str
     paper: str
-    kind: Literal["task-incremental", "class-incremental", "domain-incremental", "task-free", "online"]
+    kind: Kind
     modality: Literal["image", "text"]
     description: str
     metrics: tuple[str, ...]
     licences: tuple[tuple[str, str], ...] = ()
+    tags: tuple[Kind, ...] = ()
+    hub: tuple[str, ...] = ()
+    hub_backbone: str = ""
     superseded_by: str = ""
 
 
@@ -96,11 +117,16 @@ class Teaching:
         passes: Passes over each training set when ``steps`` is 0; the last batch of a pass may be smaller.
         query_size: Largest number of questions of a ``Query``.
         task_given: Whether events say which task they belong to.
-        labels: ``"task"``: a query's candidates are its task's classes; ``"union"``: those of all tasks.
+        labels: ``"task"``: a query's candidates are its task's classes; ``"union"``: those of all tasks;
+            ``"seen"``: those of the tasks learned so far and of the one in training, and only these tasks are
+            asked, so that ``R`` is NaN elsewhere.
         needs_scores: Whether log-probabilities are required rather than labels.
         probe_every: Ask about all tasks seen so far every so many ``Train`` events; 0 is never.
         probe_size: Questions per task at such a point.
         prequential: Ask every training batch as a ``Query`` before it is shown with labels.
+        boundaries: ``"given"``: each task has its ``TaskStart`` and ``TaskEnd``; ``"hidden"``: one ``TaskStart``
+            names all classes of the stream and one ``TaskEnd`` follows the last batch. Questions come at the true
+            boundaries either way.
     """
 
     batch_size: int = 32
@@ -108,11 +134,12 @@ class Teaching:
     passes: int = 1
     query_size: int = 256
     task_given: bool = True
-    labels: Literal["task", "union"] = "task"
+    labels: Literal["task", "union", "seen"] = "task"
     needs_scores: bool = False
     probe_every: int = 0
     probe_size: int = 64
     prequential: bool = False
+    boundaries: Literal["given", "hidden"] = "given"
 
 
 class Scenario(ABC):

@@ -24,6 +24,7 @@ from clgym.events import Array, End, Event, Guess, TaskEnd, TaskStart, Train
 from clgym.metrics import METRICS
 from clgym.scenario import ScenarioSpec
 from clgym.settings import arguments
+from clgym.variants import COMPOSED
 
 RECIPE = 50  # events by which a rebuilt stream is compared with the first
 
@@ -88,10 +89,14 @@ class Stream:
 
 
 def scenario_says_what_it_is(stream: Stream) -> str:
-    """Its spec is a ScenarioSpec whose texts are filled in, whose id ends in ``-vN`` and whose metrics exist."""
+    """Its spec is a ScenarioSpec whose texts are filled in, whose id ends in ``-vN``, whose metrics and tags exist."""
     scenario = stream.make().scenario
     if fault := fault_of_spec(scenario.spec, ScenarioSpec, ("id", "title", "paper", "kind", "description")):
         return fault
+    known = inspect.signature(type(scenario)).parameters
+    loose = [tag for tag in scenario.spec.tags if COMPOSED.get(tag, "").partition("=")[0] not in known]
+    if loose:
+        return f"Expected tags that a setting brings about; got {loose}. clgym.variants.COMPOSED names the settings."
     unknown = sorted(set(scenario.spec.metrics) - set(METRICS))
     return f"Expected metrics that exist; got {unknown}. clgym.metrics.METRICS holds them all." if unknown else ""
 
@@ -193,10 +198,12 @@ def targets_are_within_the_classes(stream: Stream) -> str:
 
 def ids_are_one_per_sample_and_say_nothing(stream: Stream) -> str:
     """A sample has one id, int64, and no other has it; ids are not in the order of the labels."""
+    # Where a start stands for many tasks, each shows its own samples again before the next shows any.
+    hidden = stream.make().teaching.boundaries == "hidden"
     for start, trains, _ in stream.taught():
         pairs = [pair for train in trains for pair in zip(train.ids.tolist(), train.targets, strict=True)]
         known = dict(pairs)
-        if len(known) != min(start.samples, len(pairs)):
+        if len(known) > start.samples or (not hidden and len(known) != min(start.samples, len(pairs))):
             return (
                 f"Expected {min(start.samples, len(pairs))} ids in task {start.name!r}; got {len(known)}. "
                 "Give every sample one id, and show all samples before showing one again."

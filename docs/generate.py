@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from clgym.hub import SETS
+from clgym.hub_sets import SETS
 from clgym.metrics import METRICS
 from clgym.registry import Entry, entries, settings
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
-from clgym.errors import SettingError, SourceError
+from clgym.labels import distinct
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
 from clgym.sources import TINY_CLIP, few_shot, image_source
+from clgym.variants import Variant, not_negative
 
 LEFT_OUT = 2  # position of CIFAR-100, and of the domain that stands for it, in MTIL's order I
-WORDS = ("aircraft", "object", "texture", "land", "flower", "dish", "digit", "pet", "car", "scene")
 
 
 class ClipXTAIL(Scenario):
@@ -26,7 +24,8 @@ class ClipXTAIL(Scenario):
 
     Class names must differ between domains. Where two domains of the embedded or the hub source share a name
     (a "ginger cat" is an aircraft and a car, a "sunflower" an object and a flower), each of them appends its
-    word of :data:`WORDS`, to the name and in the prompts: "ginger cat car". In a folder, names are the user's.
+    word of :data:`clgym.sources.WORDS`, to the name and in the prompts: "ginger cat car". In a folder, names are the
+    user's.
 
     Observation: uint8 images ``(B, H, W, 3)``; H = W = 32 (embedded) or the backbone's size (hub, folder).
 
@@ -43,6 +42,10 @@ class ClipXTAIL(Scenario):
         source: ``"embedded"``: the picture world and a tiny CLIP; ``"hub"``: the ten data sets and ViT-B/16 of
             the paper; or a folder with one sub-folder per domain (see :mod:`clgym.folder`), all of them used.
         shots: Training samples per class; 0 takes all.
+        boundaries: ``"given"``, or ``"hidden"``: one start names all classes and no event tells where a domain begins.
+        passes: Passes over each domain's training data, in place of ``steps``; 1 is the online setting, in batches of
+            10; 0 leaves it to ``steps``.
+        blur: Share of each domain's training samples that is exchanged for other domains'.
         tasks: Play the first so many domains only, with the union of their classes; 0 plays all.
         steps: ``Train`` events per domain; 0 takes the source's constant, 500 or, on the tiny CLIP, 100.
         backbone: Pre-trained model for a folder, ``"embedded/tiny-clip"`` or an open_clip name such as
@@ -80,8 +83,22 @@ class ClipXTAIL(Scenario):
         licences=(
             ("embedded pictures", "Apache-2.0, drawn by the package"),
             ("embedded digits", "CC BY 4.0, UCI Optical Recognition of Handwritten Digits, via scikit-learn"),
-            ("hub", "each data set's own; see clgym.hub"),
+            ("hub", "each data set's own; see clgym.hub_sets"),
         ),
+        tags=("task-free", "online", "blurred-boundary"),
+        hub=(
+            "aircraft",
+            "caltech101",
+            "dtd",
+            "eurosat",
+            "flowers",
+            "food",
+            "mnist",
+            "oxford_pet",
+            "stanford_cars",
+            "sun397",
+        ),
+        hub_backbone="ViT-B-16/openai",
     )
 
     def __init__(
@@ -89,6 +106,9 @@ class ClipXTAIL(Scenario):
         *,
         source: str = "embedded",
         shots: int = 16,
+        boundaries: str = "given",
+        passes: int = 0,
+        blur: float = 0.0,
         tasks: int = 0,
         steps: int = 0,
         backbone: str = "",
@@ -96,75 +116,34 @@ class ClipXTAIL(Scenario):
         prequential: bool = False,
     ) -> None:
         """Check the settings; a folder is read here, so that its faults show at once."""
-        for name, value in {"shots": shots, "tasks": tasks, "steps": steps, "probe_every": probe_every}.items():
-            if value < 0:
-                raise SettingError(f"Expected {name} to be 0 or more; got {value}. 0 takes the default.")
+        not_negative(shots=shots, tasks=tasks, probe_every=probe_every)
+        self._variant = Variant(boundaries, passes, blur, steps)
         self._domains = image_source(source, backbone)
         counts = dict(zip(self._domains.domains, self._domains.classes, strict=True))
         names = self._domains.domains
-        self._words: dict[str, str] = {}
-        if source in ("embedded", "hub"):
+        if self._domains.words:
             names = names[:LEFT_OUT] + names[LEFT_OUT + 1 :]
-            self._words = dict(zip(names, WORDS, strict=True))
         self._names = names[: tasks or None]
         self._domains.require(self._names, self.spec.id)
-        if not self._words:
+        if not self._domains.words:
             distinct([self._domains.load(name) for name in self._names], {})
         self._shots = shots
         self.source, self.backbone = self._domains.name, self._domains.backbone
         self.shape = (self._domains.size, self._domains.size, 3)
         self.classes = sum(counts[name] for name in self._names)
         real = self.backbone != TINY_CLIP
-        self.teaching = Teaching(
+        usual = Teaching(
             batch_size=64 if real else 32,
-            steps=steps or (500 if real else 100),
+            steps=500 if real else 100,
             task_given=False,
             labels="union",
             probe_every=probe_every,
             prequential=prequential,
         )
+        self.teaching = self._variant.teach(usual)
 
     def tasks(self, rng: np.random.Generator) -> Sequence[Task]:
-        """Return the domains in order, with distinct class names; ``rng`` draws the few-shot samples."""
-        loaded = distinct([self._domains.load(name) for name in self._names], self._words)
-        return [few_shot(task, self._shots, rng) for task in loaded] if self._shots else loaded
-
-
-def distinct(tasks: Sequence[Task], words: Mapping[str, str]) -> list[Task]:
-    """Return the tasks with class names that differ between them, capitals aside.
-
-    Args:
-        tasks: The domains.
-        words: For a domain, by name, what it appends to the class names that it shares with another.
-
-    Raises:
-        SourceError: Names are shared, and a domain that has one has no word.
-    """
-    shared = _shared(tasks)
-    renamed = [_appended(task, words[task.name], frozenset(shared)) if task.name in words else task for task in tasks]
-    if left := _shared(renamed):
-        some = "; ".join(f"{name!r} in {' and '.join(of)}" for name, of in list(left.items())[:5])
-        raise SourceError(
-            f"Expected class names that differ between domains; got {len(left)} shared: {some}. "
-            "Rename the class in all but one domain, such as 'crane bird' for 'crane'."
-        )
-    return renamed
-
-
-def _shared(tasks: Sequence[Task]) -> dict[str, list[str]]:
-    """Return the class names in lower case that several tasks have, with the tasks' names."""
-    owners: dict[str, list[str]] = defaultdict(list)
-    for task in tasks:
-        for name in task.classes:
-            owners[name.casefold()].append(task.name)
-    return {name: of for name, of in owners.items() if len(of) > 1}
-
-
-def _appended(task: Task, word: str, shared: frozenset[str]) -> Task:
-    """Return the task with a word after each shared class name, in the prompts too unless it stands there already."""
-    classes, prompts = [], []
-    for name, texts in zip(task.classes, task.prompts, strict=True):
-        new = f"{name} {word}" if name.casefold() in shared else name
-        classes.append(new)
-        prompts.append(tuple(text if new in text else text.replace(name, new, 1) for text in texts))
-    return replace(task, classes=tuple(classes), prompts=tuple(prompts))
+        """Return the domains in order, with distinct class names; ``rng`` draws the few-shot samples, then the blur."""
+        loaded = distinct([self._domains.load(name) for name in self._names], self._domains.words)
+        shown = [few_shot(task, self._shots, rng) for task in loaded] if self._shots else loaded
+        return self._variant.mix(shown, rng)

@@ -36,7 +36,7 @@ class Pixels:
 
 
 class Toy(Scenario):
-    """Tasks of two, three, ... classes on two-pixel images."""
+    """Tasks of two, three, ... classes on two-pixel images; ``shared``: tasks name their classes alike."""
 
     spec = ScenarioSpec(
         id="Toy-v0",
@@ -48,8 +48,17 @@ class Toy(Scenario):
         metrics=("average_accuracy",),
     )
 
-    def __init__(self, *, tasks: int = 2, train: int = 5, test: int = 4, slow: bool = False, **teaching: Any) -> None:
-        self.n_tasks, self.train, self.test, self.slow = tasks, train, test, slow
+    def __init__(
+        self,
+        *,
+        tasks: int = 2,
+        train: int = 5,
+        test: int = 4,
+        slow: bool = False,
+        shared: bool = False,
+        **teaching: Any,
+    ) -> None:
+        self.n_tasks, self.train, self.test, self.slow, self.shared = tasks, train, test, slow, shared
         self.shape, self.classes = (2, 2, 3), tasks + 1
         self.source, self.backbone = "embedded", "none"
         self.teaching = Teaching(**{"batch_size": 2, "query_size": 3, **teaching})
@@ -57,9 +66,10 @@ class Toy(Scenario):
     def tasks(self, rng: np.random.Generator) -> Sequence[Task]:
         made = []
         for t in range(self.n_tasks):
-            classes = tuple(f"t{t}c{c}" for c in range(t + 2))
+            classes = tuple(f"t{0 if self.shared else t}c{c}" for c in range(t + 2))
             data = [Pixels(np.arange(n) % len(classes), 10 * t, self.slow) for n in (self.train, self.test)]
-            made.append(Task(f"task {t}", "", classes, tuple((c,) for c in classes), data[0], data[1]))
+            prompts = tuple((f"{c} in task {t}",) if self.shared else (c,) for c in classes)
+            made.append(Task(f"task {t}", "", classes, prompts, data[0], data[1]))
         return made
 
 

@@ -71,6 +71,80 @@ def test_union_candidates_and_their_labels(toy: Toy) -> None:
     assert env.report().R.tolist() == [[0.5, 0.0]] * 3
 
 
+def test_seen_candidates_grow_and_only_tasks_met_are_asked(toy: Toy) -> None:
+    env = toy(labels="seen", tasks=3, task_given=False)
+    events = [event for event, _, _ in play(env)]
+    assert isinstance(events[0], TaskStart)
+    sizes = [len(e.candidates) for e in events if isinstance(e, Query)]
+    # Two, three and four classes; four questions in batches of three make two queries per task asked.
+    assert sizes == [2] * 2 + [5] * 4 + [9] * 6
+    R = env.report().R
+    assert np.isnan(R).tolist() == [[True] * 3, [False, True, True], [False, False, True], [False] * 3]
+    # Always answering 0 is right for half of task 0 and never later.
+    assert R[~np.isnan(R)].tolist() == [0.5, 0.5, 0.0, 0.5, 0.0, 0.0]
+    assert np.isnan(env.report().metrics["forward_transfer"])
+    assert env.report().metrics["average_incremental_accuracy"] == pytest.approx((0.5 + 0.25 + 0.5 / 3) / 3)
+
+
+def test_seen_candidates_inside_a_task_hold_the_running_one(toy: Toy) -> None:
+    env = toy(labels="seen", tasks=2, train=4, prequential=True, probe_every=1, probe_size=2)
+    queries = [(e.task, len(e.candidates)) for e, _, _ in play(env) if isinstance(e, Query)]
+    # Two batches a task: ask, probe the tasks so far after the first, ask; then all tasks so far in two queries each.
+    assert queries[:5] == [(0, 2), (0, 2), (0, 2), (0, 2), (0, 2)]
+    assert queries[5:] == [(1, 5), (0, 5), (1, 5), (1, 5), (0, 5), (0, 5), (1, 5), (1, 5)]
+
+
+@pytest.mark.parametrize(("labels", "sizes"), [("union", [3]), ("seen", [2, 3])])
+def test_a_name_that_recurs_is_one_candidate_with_its_first_prompt(toy: Toy, labels: str, sizes: list[int]) -> None:
+    env = toy(labels=labels, tasks=2, test=6, shared=True)
+    events = [event for event, _, _ in play(env)]
+    assert [len(e.candidates) for e in events if isinstance(e, Query)] == [
+        size for size in sizes for _ in range(4 if labels == "seen" and size == 3 else 2 if labels == "seen" else 12)
+    ]
+    starts = [e for e in events if isinstance(e, TaskStart)]
+    first = [f"t0c{c} in task {int(c == 2)}" for c in range(3)]
+    assert [[p[0] for p in e.prompts] for e in starts] == [first[:2], first]
+    assert {e.prompts[-1][0] for e in events if isinstance(e, Query)} == {first[size - 1] for size in sizes}
+    # Answering 0 is right for half of task 0 and a third of task 1: both call the class "t0c0".
+    assert env.report().R[-1].tolist() == [0.5, pytest.approx(1 / 3)]
+
+
+def test_hidden_boundaries_show_one_start_and_one_end(toy: Toy) -> None:
+    env = toy(boundaries="hidden", labels="union", tasks=2)
+    events = [event for event, _, _ in play(env)]
+    kinds = "".join({TaskStart: "s", Train: "t", TaskEnd: "e", Query: "q", End: "."}[type(e)] for e in events)
+    assert kinds == "qqqq" + "s" + "ttt" + "qqqq" + "ttt" + "e" + "qqqq" + "."
+    start = events[4]
+    assert start == TaskStart(None, "", "", ("t0c0", "t0c1", "t1c0", "t1c1", "t1c2"), start.prompts, 10, 6)  # type: ignore[attr-defined]
+    assert {getattr(e, "task", None) for e in events} == {None}
+    shown = [e for e in events if isinstance(e, Train)]
+    for task, batches in enumerate((shown[:3], shown[3:])):
+        for batch in batches:
+            pixel = images(batch)[:, 0, 0, 0].astype(np.int64)
+            assert np.array_equal(batch.targets, pixel % (2 + task) + 2 * task)
+
+
+def test_hidden_boundaries_are_still_where_tasks_are_learned_and_asked(toy: Toy) -> None:
+    env = toy(boundaries="hidden", labels="seen", tasks=2)
+    event, _ = env.reset(seed=0)
+    learned, over = [env.tasks_learned], []
+    done = False
+    while not done:
+        event, _, done, _, _ = env.step(answer(event))
+        learned.append(env.tasks_learned)
+        over += [env.tasks_learned] if env.round_over else []
+    assert learned == [0] * 4 + [1] * 2 + [1] * 3 + [2] * 6
+    assert over == [1, 2]
+    assert np.isnan(env.report().R).tolist() == [[True, True], [False, True], [False, False]]
+
+
+def test_hidden_boundaries_hide_the_task_whatever_the_scenario_says(toy: Toy) -> None:
+    events = [e for e, _, _ in play(toy(boundaries="hidden", task_given=True))]
+    assert {getattr(e, "task", None) for e in events} == {None}
+    # The questions are still about one task's classes, which are all that "task" offers.
+    assert {len(e.candidates) for e in events if isinstance(e, Query)} == {2, 3}
+
+
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_n_batches_give_n_train_events(toy: Toy, batches: int) -> None:
     events = [e for e, _, _ in play(toy(tasks=1, train=2 * batches))]
@@ -223,8 +297,9 @@ def test_guesses_play_any_stream(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("prequential", [False, True])
-def test_resume_at_every_position(toy: Toy, prequential: bool) -> None:
-    settings = {"passes": 2, "prequential": prequential, "probe_every": 2, "probe_size": 3}
+@pytest.mark.parametrize("kind", [{}, {"labels": "seen"}, {"labels": "seen", "boundaries": "hidden", "shared": True}])
+def test_resume_at_every_position(toy: Toy, prequential: bool, kind: dict[str, Any]) -> None:
+    settings = {"passes": 2, "prequential": prequential, "probe_every": 2, "probe_size": 3, **kind}
     whole, env = toy(**settings), toy(**settings)
     rest = play(whole)
     event, _ = env.reset(seed=0)
@@ -302,12 +377,13 @@ def test_ansi_prints_one_line_per_event(toy: Toy) -> None:
     )
 
 
-def test_rescoring_the_log_gives_the_same_matrix(toy: Toy) -> None:
-    env = toy()
+@pytest.mark.parametrize("labels", ["task", "union", "seen"])
+def test_rescoring_the_log_gives_the_same_matrix(toy: Toy, labels: str) -> None:
+    env = toy(labels=labels, shared=labels != "task")
     play(env)
     log = env.scorer.predictions()
-    assert np.array_equal(env.rescore(log).R, env.report().R)
-    with pytest.raises(RecordError, match="got point 0, task 0, question 99 in row 1"):
+    assert np.array_equal(env.rescore(log).R, env.report().R, equal_nan=True)
+    with pytest.raises(RecordError, match=r"got point [01], task 0, question 99 in row 1\."):
         env.rescore({**log, "question": np.where(np.arange(len(log["point"])) == 1, 99, log["question"])})
 
 

@@ -17,8 +17,8 @@ FLOORS = (
     {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
     {
         *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
-        *("images", "learner", "lookahead", "lora", "memory", "plan", "plots", "scenario", "scorer", "sources"),
-        *("tuning", "vit", "worlds"),
+        *("hub_sets", "images", "increments", "labels", "learner", "lookahead", "lora", "memory", "parts", "plan"),
+        *("plots", "scenario", "scorer", "sources", "tuning", "variants", "vit", "worlds"),
     },
     {"agents", "env", "scenarios"},
     {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},

@@ -6,6 +6,7 @@ import shutil
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 from clgym.errors import NotRegisteredError, SourceError, SourceMissingError
 from clgym.events import IntArray
-from clgym.hub import SETS, download, hub_task, hub_tasks, missing, require
+from clgym.hub import download, hub_task, hub_tasks, missing, require
+from clgym.hub_sets import MTIL, SETS, class_lists
+from clgym.images import CLIP_VIEW, PILOT_VIEW
 from clgym.scenario import Data, Task
 
 # A 1 x 1 bitmap without its pixel: the pixel is the row's number, so that every image tells where it was.
@@ -42,11 +45,17 @@ NAMES: dict[str, Sequence[str]] = {
     "flowers": [str(i) for i in range(1, 103)],
     "mnist": [str(i) for i in range(10)],
     "sun397": ["/a/abbey", "/c/church/outdoor", *(f"/s/scene_{i}" for i in range(395))],
+    # The mirrors name the classes of ImageNet's relatives by synset.
+    "imagenet_r": sorted(class_lists()["imagenet_r"]["names"]),
+    "imagenet_a": sorted(class_lists()["imagenet_a"]["names"]),
+    "resisc45": ["airplane", "airport", *(f"class_{i:03d}" for i in range(2, 45))],
 }
 OTHER = {
     "aircraft": {"family": 70, "manufacturer": 30},
     "cifar100": {"coarse_label": 20},
     "eurosat": {"image_id": 0},
+    "imagenet_r": {"class_name": 0},
+    "resisc45": {"image_id": 0},
 }
 
 
@@ -68,8 +77,9 @@ def write_set(
     shards: int = 1,
     place: str = "data",
     labels: Callable[[int], IntArray] | None = None,
+    suffix: str = "",
 ) -> Path:
-    """Write a set as the hub lays it out; the pixel of an image is 10,000,000 x split + row."""
+    """Write a set as the hub lays it out; the pixel of an image is 5,000,000 x split + row."""
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -87,12 +97,13 @@ def write_set(
         for other, classes in OTHER.get(name, {}).items():
             table[other] = pa.array(np.arange(rows) % classes) if classes else pa.array(["x"] * rows)
             features[other] = datasets.ClassLabel(classes) if classes else datasets.Value("string")
-        table[label] = pa.array(targets)
-        features[label] = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
+        table[label] = pa.array([known[y] for y in targets] if data.text else targets)
+        kind = datasets.ClassLabel(names=known) if known else datasets.Value("int64")
+        features[label] = datasets.Value("string") if data.text else kind
         whole = pa.table(table, schema=datasets.Features(features).arrow_schema)
         step = -(-rows // shards)
         for shard in range(shards):
-            file = folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+            file = folder / f"{split}-{shard:05d}-of-{shards:05d}{suffix}.parquet"
             pq.write_table(whole.slice(shard * step, step), file, compression="snappy")
     return folder
 
@@ -123,7 +134,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
         raise AssertionError("the network was touched")
 
     root = tmp_path_factory.mktemp("hub")
-    for name in SETS:
+    for name in MTIL:
         shards = {"flowers": 6, "food": 2, "sun397": 3}.get(name, 1)
         labels = caltech_labels if name == "caltech101" else None
         place = "" if name == "mnist" else "data"
@@ -131,8 +142,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLGYM_DATA", str(root))
         patch.setattr(socket.socket, "connect", cut)
-        assert missing(list(SETS)) == []
-        return {task.name: task for task in hub_tasks(list(SETS), 1)}
+        assert missing(MTIL) == []
+        return {task.name: task for task in hub_tasks(MTIL, 1)}
 
 
 def refuse(name: str, pattern: str) -> None:
@@ -144,14 +155,15 @@ def refuse(name: str, pattern: str) -> None:
 
 def test_sets_are_mtils_in_order_one() -> None:
     order = "aircraft caltech101 cifar100 dtd eurosat flowers food mnist oxford_pet stanford_cars sun397"
-    assert list(SETS) == order.split()
-    assert sum(data.classes for data in SETS.values()) == 1201
+    assert list(MTIL) == order.split()
+    assert sum(SETS[name].classes for name in MTIL) == 1201
     for data in SETS.values():
-        assert re.fullmatch(r"[0-9a-f]{40}", data.revision)
+        # Where no commit could be verified, the notes say so.
+        assert re.fullmatch(r"[0-9a-f]{40}", data.revision) or (data.revision == "main" and "'main'" in data.notes)
         assert re.fullmatch(r"[\w-]+/[\w-]+", data.repo)
         assert data.notes
         assert data.licence
-        assert not data.flip
+        assert SETS[data.name] is data
 
 
 def test_prompts_are_zscls() -> None:
@@ -168,7 +180,7 @@ def test_prompts_are_zscls() -> None:
         "stanford_cars": (9, "a photo of a {}, a type of car."),
         "sun397": (2, "a photo of a {}."),
     }
-    assert {name: (len(data.templates), data.templates[0]) for name, data in SETS.items()} == first
+    assert {name: (len(SETS[name].templates), SETS[name].templates[0]) for name in MTIL} == first
     for data in SETS.values():
         assert len(set(data.templates)) == len(data.templates)
         assert all(t.count("{}") == 1 for t in data.templates)
@@ -379,7 +391,7 @@ def test_all_missing_sets_are_listed_with_the_command(home: Path) -> None:
     assert "`clgym download CLIP-MTIL-v0`" in text
     with pytest.raises(SourceMissingError, match="`clgym download CLIP-XTAIL-v0`"):
         require(["mnist"], "CLIP-XTAIL-v0")
-    assert len(missing(list(SETS))) == 10
+    assert len(missing(MTIL)) == 10
 
 
 def test_a_missing_shard_is_missing(home: Path) -> None:
@@ -434,6 +446,128 @@ def test_download_says_what_failed(home: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda **_: None)
     with pytest.raises(SourceError, match=r"the splits train, test in mteb/mnist@.*; got no Parquet file\."):
         download(["mnist"], lambda _: None)
+
+
+# --- The relatives of ImageNet, and RESISC45 (methods_vision.md, Part C) ---------------------------------------------
+
+
+def test_resisc45(home: Path) -> None:
+    write_set(home, "resisc45", names=NAMES["resisc45"])
+    task = hub_task("resisc45", 1)
+    assert (len(task.classes), len(task.train), len(task.test)) == (45, 18_900, 6_300)
+    assert task.classes[:3] == ("airplane", "airport", "class 002")
+
+
+def test_imagenet_r_has_texts_for_labels_and_one_split(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SETS["imagenet_r"].sizes == (("test", 30_000),)
+    monkeypatch.setitem(SETS, "imagenet_r", replace(SETS["imagenet_r"], sizes=(("test", 3_000),)))
+    # Shuffled, so that the order of the classes is that of their synsets, not that of the rows.
+    order = np.random.default_rng(0).permutation(3_000)
+    write_set(home, "imagenet_r", names=NAMES["imagenet_r"], labels=lambda rows: order % 200, shards=5, place="test")
+    task = hub_task("imagenet_r", 1)
+    words = class_lists()["imagenet_r"]["names"]
+    assert task.classes == tuple(words[synset] for synset in sorted(words))
+    assert task.classes[:2] == ("goldfish", "great white shark")
+    assert (len(task.train), len(task.test)) == (2_400, 600)
+    ids = [everything(half) for half in (task.train, task.test)]
+    assert sorted(np.concatenate(ids).tolist()) == list(range(3_000))
+    for half, found, per_class in zip((task.train, task.test), ids, (12, 3), strict=True):
+        assert np.bincount(half.targets).tolist() == [per_class] * 200
+        assert (order[found] % 200 == half.targets).all()
+
+
+def test_imagenet_r_with_a_strange_synset_is_refused(home: Path) -> None:
+    write_set(home, "imagenet_r", names=[*NAMES["imagenet_r"][:-1], "n99999999"], place="test")
+    with pytest.raises(SourceError, match=r"class names like 'n01443537' in axiong/imagenet-r@762a.*; got 'n99999999'"):
+        hub_task("imagenet_r", 1)
+
+
+def test_imagenet_a_has_one_split_and_file_names_with_a_hash(home: Path) -> None:
+    assert "axiong" not in SETS["imagenet_a"].repo
+    folder = write_set(home, "imagenet_a", names=NAMES["imagenet_a"], shards=2, suffix="-ab6d3d8ffc378699")
+    task = hub_task("imagenet_a", 1)
+    assert task.classes[:2] == ("stingray", "goldfinch")
+    assert (len(task.train), len(task.test)) == (5_900, 1_600)
+    assert np.bincount(task.train.targets).tolist() == [37 * 4 // 5 if c >= 100 else 38 * 4 // 5 for c in range(200)]
+    assert not set(everything(task.train).tolist()) & set(everything(task.test).tolist())
+    (folder / "train-00001-of-00002-ab6d3d8ffc378699.parquet").unlink()
+    assert missing(["imagenet_a"]) == ["barkermrl/imagenet-a@main"]
+
+
+def test_imagenet_a_of_another_mirror_is_refused(home: Path) -> None:
+    write_set(home, "imagenet_a", names=NAMES["imagenet_a"], sizes={"train": 7_450})
+    with pytest.raises(SourceError, match=r"7,500 rows in split 'train' in barkermrl/imagenet-a@main; got 7,450"):
+        hub_task("imagenet_a", 1)
+
+
+LEMMAS = [first for first, _ in class_lists()["imagenet100"]["first"]]
+
+
+@pytest.fixture
+def small_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expect fewer rows of ImageNet-1k than its 1.28 million."""
+    data = SETS["imagenet100"]
+    assert dict(data.sizes) == {"train": 1_281_167, "validation": 50_000}
+    monkeypatch.setitem(SETS, "imagenet100", replace(data, sizes=(("train", 4_000), ("validation", 2_000))))
+
+
+@pytest.mark.usefixtures("small_imagenet")
+def test_imagenet100_is_the_first_hundred_of_imagenet(home: Path) -> None:
+    names = [f"{lemma}, Other name" for lemma in LEMMAS] + [f"other {i}" for i in range(900)]
+    write_set(home, "imagenet100", names=names, shards=3)
+    task = hub_task("imagenet100", 1)
+    assert (task.classes[0], task.classes[1], task.classes[99]) == ("tench", "goldfish", "goose")
+    assert (len(task.classes), len(task.train), len(task.test)) == (100, 400, 200)
+    kept = [row for row in range(4_000) if row % 1000 < 100]
+    assert everything(task.train).tolist() == kept
+    assert task.train.targets.tolist() == [row % 1000 for row in kept]
+    assert (everything(task.test) - 5_000_000).tolist() == [row for row in range(2_000) if row % 1000 < 100]
+
+
+@pytest.mark.usefixtures("small_imagenet")
+@pytest.mark.parametrize("names", [[f"robin {i}" for i in range(100)], ["tench", "goldfish"], LEMMAS[::-1]])
+def test_another_imagenet100_is_refused(home: Path, names: list[str]) -> None:
+    # clane9/imagenet-100 and ambityga's have a hundred classes too, but not these.
+    write_set(home, "imagenet100", names=names)
+    with pytest.raises(SourceError, match=r"the 100 classes of the list first in ILSVRC/imagenet-1k@49e2.*; got \d+ "):
+        hub_task("imagenet100", 1)
+
+
+def test_the_list_of_imagenet100_is_the_literatures() -> None:
+    words = [word for _, word in class_lists()["imagenet100"]["first"]]
+    assert len(set(words)) == 100
+    # JiazuoYu/MoE-Adapters4CL (99d3e61), cil/dataset_reqs/imagenet100_classes.txt.
+    expected = {
+        0: "tench",
+        7: "rooster",
+        21: "kite (bird of prey)",
+        50: "American alligator",
+        96: "toucan",
+        99: "goose",
+    }
+    assert {i: words[i] for i in expected} == expected
+    assert "clane9" in SETS["imagenet100"].notes
+
+
+def test_a_gated_set_says_what_to_do_and_fetches_no_unlabelled_split(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def fail(**options: Any) -> None:
+        asked.append(options["allow_patterns"])
+        raise ConnectionError("403")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(SourceMissingError, match=r"got ConnectionError: 403\. Accept the terms on its page on the hub"):
+        download(["imagenet100"], lambda _: None)
+    assert asked == [["data/train-*.parquet", "data/validation-*.parquet", "README.md"]]
+
+
+def test_the_view_is_handed_on(home: Path) -> None:
+    write_set(home, "oxford_pet")
+    prints = {hub_task("oxford_pet", 1, view).train.fingerprint() for view in (CLIP_VIEW, PILOT_VIEW)}
+    assert len(prints) == 2
 
 
 def test_fingerprints_tell_the_sets_apart(home: Path, tasks: dict[str, Task]) -> None:

@@ -15,9 +15,11 @@ from clgym.errors import SourceError
 from clgym.folder import read_parquet
 from clgym.images import (
     DRAWS,
+    PILOT_VIEW,
     ArrayImages,
     EncodedImages,
     FileStore,
+    View,
     centre,
     crop_box,
     data_directory,
@@ -54,9 +56,9 @@ def write_parquet(path: Path, images: Sequence[bytes | None], labels: Sequence[i
     return path
 
 
-def parquet_images(path: Path, size: int, **options: bool) -> EncodedImages:
+def parquet_images(path: Path, size: int, **options: Any) -> EncodedImages:
     store, labels, _ = read_parquet([path], "image", "label")
-    return EncodedImages(store, labels, size, **options)
+    return EncodedImages(store, labels, size, view=View(**options))
 
 
 def files(tmp_path: Path, count: int, height: int = 20, width: int = 20) -> FileStore:
@@ -86,17 +88,18 @@ def test_rows_choose_and_order(tmp_path: Path) -> None:
     assert np.array_equal(data.batch(np.array([0, 1])), np.stack([noise(3), noise(1)]))
 
 
+@pytest.mark.parametrize("resize", [1.0, 256 / 224])
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (61, 40), (17, 90), (8, 5)])
-def test_the_test_view_is_torchvisions(tmp_path: Path, height: int, width: int) -> None:
+def test_the_test_view_is_torchvisions(tmp_path: Path, height: int, width: int, resize: float) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     view = transforms.Compose(
         [
-            transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(32),
+            transforms.Resize(round(56 * resize), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(56),
         ]
     )
     image = Image.fromarray(noise(0, height, width))
-    assert np.array_equal(np.asarray(centre(image, 32)), np.asarray(view(image)))
+    assert np.array_equal(np.asarray(centre(image, 56, resize)), np.asarray(view(image)))
 
 
 def test_crop_boxes_lie_within_and_keep_area_and_aspect() -> None:
@@ -119,6 +122,12 @@ def test_crop_box_worked_by_hand() -> None:
     draws[:2] = 0.0, 0.5  # 0.9 of the area at aspect 1 of 100 x 100: a side of sqrt(9000) = 94.87
     draws[-2:] = 0.5, 0.999
     assert crop_box(100, 100, draws) == (3, 5, 98, 100)
+    # PILOT's 0.05 of it: a side of sqrt(500) = 22.36, at (0.5 * 79, 0.999 * 79).
+    assert crop_box(100, 100, draws, PILOT_VIEW.least) == (39, 78, 61, 100)
+
+
+def test_pilots_view_is_its_released_transform() -> None:
+    assert (PILOT_VIEW.least, PILOT_VIEW.flip, round(224 * PILOT_VIEW.resize)) == (0.05, True, 256)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_flipping_is_an_option(tmp_path: Path) -> None:
     store = FileStore((tmp_path / "ramp.png",))
     index, right = np.zeros(64, dtype=np.int64), []
     for flip in (False, True):
-        out = EncodedImages(store, [0], 25, flip=flip).batch(index, np.random.default_rng(0)).astype(int)
+        out = EncodedImages(store, [0], 25, view=View(flip=flip)).batch(index, np.random.default_rng(0)).astype(int)
         right.append(np.sum(out[:, :, -1].mean((1, 2)) > out[:, :, 0].mean((1, 2))))
     assert right[0] == 64
     assert 16 < right[1] < 48
@@ -250,7 +259,9 @@ def test_fingerprints_change_with_every_sample_label_and_view(tmp_path: Path) ->
         prints.add(parquet_images(path, 8).fingerprint())
     prints.add(parquet_images(tmp_path / "0.parquet", 9).fingerprint())
     prints.add(parquet_images(tmp_path / "0.parquet", 8, flip=False).fingerprint())
-    assert len(prints) == 6
+    prints.add(parquet_images(tmp_path / "0.parquet", 8, least=0.05).fingerprint())
+    prints.add(parquet_images(tmp_path / "0.parquet", 8, resize=1.5).fingerprint())
+    assert len(prints) == 8
     again = parquet_images(tmp_path / "0.parquet", 8).fingerprint()
     assert again in prints
     assert len(again) == 64

@@ -296,3 +296,21 @@ def test_negative_flips_bound_the_drop(before: list[bool], data: st.DataObject) 
     after = data.draw(st.lists(st.booleans(), min_size=len(before), max_size=len(before)))
     rate = metrics.negative_flip_rate(np.array(before), np.array(after))
     assert rate >= (sum(before) - sum(after)) / len(before) - 1e-12
+
+
+@few
+@given(runs())
+def test_without_tasks_to_come_only_metrics_of_zero_shot_are_undefined(run: tuple[Array, Probes]) -> None:
+    """A class-incremental run: row 0 and everything above the diagonal is not measured, in probes neither."""
+    matrix, probes = run
+    tasks = matrix.shape[1]
+    lower = np.where(np.arange(tasks) < np.arange(tasks + 1)[:, None], matrix, NAN)
+    inside = np.where(np.arange(tasks) < probes.task_learning[:, None], probes.accuracy, NAN)
+    whole = full(matrix, probes)
+    got = full(lower, Probes(probes.task_learning, probes.step, inside))
+    zero_shot = {"mtil_transfer", "forward_transfer", "forward_transfer_diaz", "learning_curve_area"}
+    for id in whole:
+        if id in zero_shot or (id == "mtil_avg" and tasks > 1):
+            assert math.isnan(got[id]) or id == "learning_curve_area", id
+        else:
+            assert got[id] == pytest.approx(whole[id], nan_ok=True), id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,20 +36,57 @@ def test_probes_and_prequential_questions_by_hand() -> None:
     assert laid.points == (Point(0), Point(0, 2), Point(1), Point(1, 2), Point(2))
 
 
+def test_seen_tasks_are_asked_from_their_own_end_on_by_hand() -> None:
+    laid = plan([3, 2], [2, 1], Teaching(batch_size=2, query_size=1, labels="seen"))
+    assert told(laid) == "stteqq" + "steqqq" + "."
+    assert laid.points == (Point(0), Point(1), Point(2))
+    assert {step.point for step in laid.steps if step.kind == "query"} == {1, 2}
+    assert laid.ends == (3, 8)
+
+
+def test_hidden_boundaries_by_hand() -> None:
+    laid = plan([3, 2], [2, 1], Teaching(batch_size=2, boundaries="hidden", labels="union"))
+    assert told(laid) == "qq" + "stt" + "qq" + "t" + "e" + "qq" + "."
+    assert [s.task for s in laid.steps if s.kind in ("start", "end")] == [-1, -1]
+    assert laid.ends == (5, 8)
+    alone = plan([3], [2], Teaching(batch_size=2, boundaries="hidden", labels="seen"))
+    assert told(alone) == "stteq."
+
+
 def test_no_probe_falls_on_a_task_boundary() -> None:
     laid = plan([4], [1], Teaching(steps=4, probe_every=2))
     assert laid.points == (Point(0), Point(0, 2), Point(1))
 
 
-@given(SIZES, st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.booleans())
+@given(
+    *(SIZES, st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.booleans()),
+    *(st.sampled_from(["task", "seen"]), st.sampled_from(["given", "hidden"])),
+)
 def test_every_test_question_is_asked_once_at_every_boundary(
-    sizes: list[int], query_size: int, batch_size: int, passes: int, probe_every: int, prequential: bool
+    sizes: list[int],
+    query_size: int,
+    batch_size: int,
+    passes: int,
+    probe_every: int,
+    prequential: bool,
+    labels: Literal["task", "seen"],
+    boundaries: Literal["given", "hidden"],
 ) -> None:
-    teaching = Teaching(batch_size, 0, passes, query_size, probe_every=probe_every, prequential=prequential)
+    teaching = Teaching(
+        batch_size,
+        0,
+        passes,
+        query_size,
+        labels=labels,
+        probe_every=probe_every,
+        prequential=prequential,
+        boundaries=boundaries,
+    )
     laid = plan(sizes, sizes[::-1], teaching)
     for number, point in enumerate(laid.points):
         asked = [(s.task, q) for s in laid.steps if s.point == number for q in range(s.start, s.stop)]
-        tasks = range(len(sizes)) if point.step == 0 else range(point.after + 1)
+        everything = point.after if labels == "seen" else len(sizes)
+        tasks = range(everything) if point.step == 0 else range(point.after + 1)
         assert asked == [(t, q) for t in tasks for q in range(sizes[::-1][t])]
     assert [p.after for p in laid.points if p.step == 0] == list(range(len(sizes) + 1))
     assert all(s.stop - s.start <= query_size for s in laid.steps)

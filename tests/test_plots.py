@@ -121,6 +121,18 @@ def test_a_line_is_dotted_until_learned_and_solid_from_then_on() -> None:
     assert texts(figure) == ["a", "b", "mean"]
 
 
+def test_lines_of_a_matrix_without_tasks_to_come_average_those_learned() -> None:
+    lower = np.array([[np.nan] * 3, [0.9, np.nan, np.nan], [0.7, 0.5, np.nan], [0.6, 0.3, 0.9]])
+    figure = lines_figure(lower, ["a", "b", "c"])
+    np.testing.assert_allclose(np.asarray(figure.axes[0].lines[-1].get_ydata(), float), [np.nan, 90, 60, 60])
+    assert texts(figure) == ["a", "b", "c", "mean"]
+    drawn(figure)
+    cells = texts(matrix_figure(lower, ["a", "b", "c"]))
+    assert cells.count("\N{EN DASH}") == 6
+    assert png_bytes(matrix_figure(lower[:, :1][:2], ["a"]))
+    assert matrix_image(Report(("a", "b", "c"), np.full((4, 3), np.nan), {})).ndim == 3
+
+
 def test_lines_of_an_unfinished_stream_are_named_where_they_end() -> None:
     matrix = R.copy()
     matrix[5:] = np.nan

@@ -22,7 +22,7 @@ import torch
 
 from clgym import checkpoint, registry, runner
 from clgym.agent import Agent, AgentSpec, Footprint, Setup
-from clgym.callbacks import Callback
+from clgym.callbacks import Callback, named_row
 from clgym.env import ContinualEnv
 from clgym.errors import NotRegisteredError, RecordError, SettingError
 from clgym.events import Event, Query, Train
@@ -84,9 +84,17 @@ def registered(toy: Callable[..., ContinualEnv], monkeypatch: pytest.MonkeyPatch
     """Enter a small stream and two light agents in the registry, and draw no pictures."""
 
     def stream(
-        *, tasks: int = 2, prequential: bool = False, probe_every: int = 0, note: str = "", extra: float = 0.0
+        *,
+        tasks: int = 2,
+        prequential: bool = False,
+        probe_every: int = 0,
+        labels: str = "task",
+        boundaries: str = "given",
+        note: str = "",
+        extra: float = 0.0,
     ) -> Scenario:
-        return toy(tasks=tasks, prequential=prequential, probe_every=probe_every, probe_size=2).scenario
+        probes = {"probe_every": probe_every, "probe_size": 2}
+        return toy(tasks=tasks, prequential=prequential, labels=labels, boundaries=boundaries, **probes).scenario
 
     known: dict[str, dict[str, Any]] = {
         "scenarios": {"Toy-v0": SimpleNamespace(spec=toy().scenario.spec, load=lambda: stream)},
@@ -563,7 +571,28 @@ def test_points_and_checkpoints_come_at_boundaries_only(
     assert len(written) == 7
 
 
-@pytest.mark.parametrize("settings", [{"prequential": True}, {"probe_every": 1}, {"tasks": 3}])
+@pytest.mark.parametrize("boundaries", ["given", "hidden"])
+def test_points_of_a_stream_that_asks_seen_tasks_only(tmp_path: Path, boundaries: str) -> None:
+    rows: list[dict[str, float]] = []
+
+    class Watch(Callback):
+        def on_point(self, env: ContinualEnv, after: int) -> None:
+            rows.append(named_row(env, after))
+
+    settings = {"tasks": 3, "labels": "seen", "boundaries": boundaries}
+    record = run("Toy-v0", "walker", out=tmp_path, callbacks=[Watch()], scenario_settings=settings)
+    assert [len(row) - 1 for row in rows] == [1, 2, 3]
+    assert [row["accuracy"] for row in rows] == pytest.approx([np.nanmean(row) for row in record.matrix[1:]])
+    assert record.R[0] == [None, None, None]
+    assert record.metrics["forward_transfer"] is None
+    found = RunRecord.load(tmp_path / folder_of(record))
+    assert np.array_equal(found.matrix, record.matrix, equal_nan=True)
+    assert found.metrics == record.metrics
+
+
+@pytest.mark.parametrize(
+    "settings", [{"prequential": True}, {"probe_every": 1}, {"tasks": 3}, {"labels": "seen", "boundaries": "hidden"}]
+)
 @pytest.mark.parametrize("position", [2, 9, 14])
 def test_other_streams_resume_too(tmp_path: Path, settings: dict[str, Any], position: int) -> None:
     expected = run("Toy-v0", "walker", scenario_settings=settings)

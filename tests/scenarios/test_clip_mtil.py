@@ -28,10 +28,10 @@ def bare(**settings: Any) -> ContinualEnv:
 
 
 def test_orders_of_the_paper() -> None:
-    from clgym.hub import SETS
+    from clgym.hub_sets import MTIL
     from clgym.scenarios.clip_mtil import ORDER_II as RANKS
 
-    assert list(SETS) == ORDER_I
+    assert list(MTIL) == ORDER_I
     assert [ORDER_I[i] for i in RANKS] == ORDER_II
 
 

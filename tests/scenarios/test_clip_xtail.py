@@ -15,11 +15,13 @@ import clgym
 from clgym.env import ContinualEnv
 from clgym.errors import SettingError, SourceError, SourceMissingError
 from clgym.events import Query, TaskEnd, TaskStart, Train
-from clgym.scenarios.clip_xtail import WORDS, ClipXTAIL, distinct
+from clgym.labels import distinct
+from clgym.scenarios.clip_xtail import ClipXTAIL
+from clgym.sources import WORDS as ALL_WORDS
 from clgym.sources import embedded_task
 from clgym.worlds.pictures import DOMAINS, domain
 
-TEN = tuple(name for i, name in enumerate(DOMAINS) if i != 2)
+TEN, WORDS = (tuple(name for i, name in enumerate(names) if i != 2) for names in (DOMAINS, ALL_WORDS))
 
 
 def bare(**settings: Any) -> ContinualEnv:
@@ -41,9 +43,9 @@ def folder(root: Path, **tasks: tuple[str, ...]) -> Path:
 
 
 def test_ten_domains_of_mtil_without_cifar() -> None:
-    from clgym.hub import SETS
+    from clgym.hub_sets import MTIL
 
-    assert [name for i, name in enumerate(SETS) if i != 2] == [name for name in SETS if name != "cifar100"]
+    assert [name for i, name in enumerate(MTIL) if i != 2] == [name for name in MTIL if name != "cifar100"]
     env = bare()
     env.reset(seed=0)
     assert env.task_names == TEN
