@@ -27,6 +27,7 @@ from clgym.console import (
     stdout,
 )
 from clgym.errors import ClgymError, NotRegisteredError, SettingError
+from clgym.listing import listing
 from clgym.registry import Room, entries, find
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _options(
 
 @verb
 def list_(
-    kind: Annotated[str, typer.Option(help="Only this kind of scenario or family of agent.")] = "",
+    kind: Annotated[str, typer.Option(help="Only scenarios that are or can be made this kind, or this family.")] = "",
     agents: Annotated[bool, typer.Option("--agents", help="Only agents.")] = False,
     scenarios: Annotated[bool, typer.Option("--scenarios", help="Only scenarios.")] = False,
     as_json: AsJson = False,
@@ -96,23 +97,7 @@ def list_(
     """List scenarios and agents."""
     rooms: list[Room] = ["scenarios"] if scenarios or not agents else []
     rooms += ["agents"] if agents or not scenarios else []
-    found: dict[str, list[dict[str, str]]] = {room: [] for room in rooms}
-    for room in rooms:
-        for id, entry in entries(room).items():
-            of = entry.spec.kind if room == "scenarios" else entry.spec.family
-            found[room].append({"id": id, "title": entry.spec.title, "kind": of, "paper": entry.spec.paper})
-    kinds = sorted({row["kind"] for rows in found.values() for row in rows})
-    if kind and kind not in kinds:
-        raise SettingError(str(NotRegisteredError.among("kind", kind, kinds)))
-    shown = {room: [row for row in rows if kind in ("", row["kind"])] for room, rows in found.items()}
-    tables = [
-        plain_table(
-            [room, "title", "kind" if room == "scenarios" else "family", "paper"],
-            [*(list(row.values()) for row in rows), [""] * 4],
-        )
-        for room, rows in shown.items()
-        if rows
-    ]
+    shown, tables = listing(rooms, kind)
     emit(shown, as_json, *tables)
 
 

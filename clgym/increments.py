@@ -26,7 +26,6 @@ ICARL = (
     *(1, 28, 6, 46, 62, 82, 53, 9, 31, 75, 38, 63, 33, 74, 27, 22, 36, 3, 16, 21, 60, 19, 70, 90, 89),
     *(43, 5, 42, 65, 76, 40, 30, 23, 85, 2, 95, 56, 48, 71, 64, 98, 13, 99, 7, 34, 55, 54, 26, 35, 39),
 )
-ORDERS = ("pilot", "coda", "zscl", "drawn", "listed")
 SHIFTS = ("class", "domain", "instance")
 SMALL_BATCH, SMALL_PASSES = 32, 8
 
@@ -95,7 +94,7 @@ class Increments:
         self.source, self._played, self._shift = source, tasks or None, shift
         self._seed, self.sizes = order_seed, source.counts
         self._order = "listed"
-        if len(source.counts) > 1:
+        if source.given:
             if splits or order or order_seed or shift != "class":
                 raise SettingError(
                     f"Expected no splits, order or shift with the {len(source.counts)} tasks of {source.name}, which "
@@ -130,7 +129,7 @@ class Increments:
     def draw(self, rng: np.random.Generator) -> list[Task]:
         """Return the tasks in the order they are learned; ``rng`` draws the order ``"drawn"``."""
         loaded = list(self.source.load())
-        if len(loaded) > 1:
+        if self.source.given:
             return loaded[: self._played]
         (task,) = loaded
         if self._shift != "class":

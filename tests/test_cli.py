@@ -146,11 +146,25 @@ def test_list() -> None:
     assert "CLIP-MTIL-v0" in result.stdout
     assert "codyra-v0" in result.stdout
     found = loaded("list")
-    assert {"id", "title", "kind", "paper"} == set(found["agents"][0])
+    assert {"id", "title", "kind", "paper", "with"} == set(found["agents"][0])
     assert list(loaded("list", "--agents")) == ["agents"]
     assert list(loaded("list", "--scenarios")) == ["scenarios"]
     assert {row["kind"] for row in loaded("list", "--kind", "replay")["agents"]} == {"replay"}
     assert "Expected a registered kind; got 'x'." in said(cli("list", "--kind", "x", exit_code=2))
+
+
+def test_list_of_a_kind_says_how_a_scenario_is_made_so() -> None:
+    online = loaded("list", "--kind", "online")
+    assert online["agents"] == []
+    assert {row["id"] for row in online["scenarios"]} >= {"CLIP-MTIL-v0", "CLIP-XTAIL-v0", "ViT-CIFAR100-CIL-v0"}
+    assert {row["with"]["online"] for row in online["scenarios"]} == {"--with passes=1"}
+    assert "--with passes=1" in cli("list", "--kind", "online").stdout
+    assert "--with" not in cli("list", "--kind", "task-incremental").stdout
+    domains = {row["id"] for row in loaded("list", "--kind", "domain-incremental")["scenarios"]}
+    assert "ViT-CIFAR100-CIL-v0" in domains
+    assert "CLIP-MTIL-v0" not in domains
+    nothing = cli("list", "--kind", "continual-pre-training", "--agents").stdout
+    assert "Nothing listed is continual-pre-training or can be made so." in nothing
 
 
 def test_list_imports_nothing_heavy() -> None:

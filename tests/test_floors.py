@@ -47,7 +47,7 @@ FLOORS = (
     {"agents", "env", "scenarios"},
     {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
     {"leaderboard", "rescore", "runner"},
-    {"__init__", "__main__", "console", "doctor", "fetch", "gallery", "jobs"},
+    {"__init__", "__main__", "console", "doctor", "fetch", "gallery", "jobs", "listing"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
