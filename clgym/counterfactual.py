@@ -76,7 +76,7 @@ def _renumbered(event: Event, numbers: Sequence[int], place: np.ndarray, samples
         assert isinstance(event.targets, np.ndarray)
         return replace(event, targets=place[event.targets])
     if isinstance(event, TaskStart):
-        classes, prompts = (tuple(column[i] for i in numbers) for column in (event.classes, event.prompts))
+        classes, prompts = tuple(event.classes[i] for i in numbers), tuple(event.prompts[i] for i in numbers)
         noted = tuple(name for name in event.temporary if name in classes)
         return replace(event, classes=classes, prompts=prompts, samples=samples, steps=steps, temporary=noted)
     return event

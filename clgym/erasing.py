@@ -55,7 +55,7 @@ class RetainFinetune:
         kept = [i for i, name in enumerate(event.classes) if name not in self.gone]
         if not self.teaching:
             self.teaching = True
-            names, prompts = (tuple(column[i] for i in kept) for column in (event.classes, event.prompts))
+            names, prompts = tuple(event.classes[i] for i in kept), tuple(event.prompts[i] for i in kept)
             samples = event.steps * len(event.retain.inputs)
             learner.begin_task(TaskStart(None, "", "", names, prompts, samples, event.steps - event.step))
         place = np.full(len(event.classes), -1)

@@ -285,7 +285,7 @@ class Ledger:
         service = self.services[number]
         classes, prompts = self._space.met(service.after)
         open_ = tuple(r for r in service.closes if r not in self.absent)
-        brought = []
+        brought: list[Train | None] = []
         for part, grant in enumerate(self.grants(number)):
             if grant is None:
                 brought.append(None)

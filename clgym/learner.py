@@ -83,7 +83,6 @@ class Learner(Agent):
             self.scale = math.exp(self.clip.logit_scale)
         self.head_share = 1.0
         self.lora: LoRASet | None = None
-        self.memory: SampleMemory | None = None
         self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
@@ -213,8 +212,9 @@ class Learner(Agent):
 
     def drop_samples(self, ids: Tensor) -> None:
         """Let go of the stored samples with these ids, int64 ``(n,)``, and of all that is kept of them one by one."""
-        if self.memory is not None:
-            self.memory.drop(ids)
+        memory = getattr(self, "memory", None)
+        if isinstance(memory, SampleMemory):
+            memory.drop(ids)
 
     def begin_erasure(self, event: EraseRequest) -> None:
         """Drop the stored samples that must go."""

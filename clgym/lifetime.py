@@ -181,7 +181,8 @@ class Lifetime:
         if self.probing is None:
             return np.arange(step.start, step.stop)
         point: Point = self.plan.points[step.point]
-        return self.probing.order(step.point, step.task, step.task < point.after)[step.start : step.stop]
+        learned = point.step == 0 and step.task < point.after
+        return self.probing.order(step.point, step.task, learned)[step.start : step.stop]
 
     def slow(self, position: int) -> bool:
         """Whether the inputs at a position come from files."""

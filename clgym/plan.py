@@ -116,50 +116,65 @@ def plan(
         probes: Questions per task about its training data, asked with the others once the task is learned.
         absent: Requests of which no event is shown; the questions after them are asked all the same.
     """
-    steps: list[Step] = []
-    points: list[Point] = []
-    ends: list[int] = []
-
-    def ask(point: Point, tasks: range, size: int | None) -> None:
-        for j in tasks:
-            n = test_sizes[j] if size is None else min(size, test_sizes[j])
-            n += probes[j] if probes and j < point.after else 0
-            for start in range(0, n, teaching.query_size):
-                stop = min(start + teaching.query_size, n)
-                steps.append(Step("query", j, 0, len(points), start, stop))
-        points.append(point)
-
-    def serve(number: int, service: Service, tasks: range) -> None:
-        opens, closes = ([r for r in group if r not in absent] for group in (service.opens, service.closes))
-        steps.extend(Step("request", batch=r, service=number) for r in opens)
-        steps.extend(Step("erase", batch=k, service=number) for k in range(service.steps))
-        steps.extend(Step("erased", batch=r, service=number) for r in closes)
-        if service.closes:
-            ask(Point(service.after, service=number), tasks, None)
-
+    laid = _Layout(test_sizes, teaching, probes)
     count = len(train_sizes)
     hidden, seen = teaching.boundaries == "hidden", teaching.labels == "seen"
     shown = batches or [range(train_length(n, teaching)) for n in train_sizes]
-    ask(Point(0), range(0 if seen else count), None)
+    laid.ask(Point(0), range(0 if seen else count))
+    ends = []
     for t, numbers in enumerate(shown):
         if numbers and not (hidden and t):
-            steps.append(Step("start", -1 if hidden else t))
-        for step, k in enumerate(numbers, 1):
-            if teaching.prequential:
-                steps.append(Step("ask", t, k))
-            steps.append(Step("train", t, k))
-            if teaching.probe_every and step % teaching.probe_every == 0 and step < len(numbers):
-                ask(Point(t, step), range(t + 1), teaching.probe_size)
-        ends.append(len(steps))
+            laid.steps.append(Step("start", -1 if hidden else t))
+        laid.teach(t, numbers)
+        ends.append(len(laid.steps))
         if t + 1 == count if hidden else numbers:
-            steps.append(Step("end", -1 if hidden else t))
+            laid.steps.append(Step("end", -1 if hidden else t))
         asked = range(t + 1 if seen else count)
-        ask(Point(t + 1), asked, None)
+        laid.ask(Point(t + 1), asked)
         for number, service in enumerate(services):
             if service.after == t + 1:
-                serve(number, service, asked)
-    steps.append(Step("over"))
-    return Plan(tuple(steps), tuple(points), tuple(map(len, shown)), tuple(ends))
+                laid.serve(number, service, absent)
+                if service.closes:
+                    laid.ask(Point(t + 1, service=number), asked)
+    laid.steps.append(Step("over"))
+    return Plan(tuple(laid.steps), tuple(laid.points), tuple(map(len, shown)), tuple(ends))
+
+
+class _Layout:
+    """The steps and points laid out so far."""
+
+    def __init__(self, test_sizes: Sequence[int], teaching: Teaching, probes: Sequence[int]) -> None:
+        self.steps: list[Step] = []
+        self.points: list[Point] = []
+        self._tests, self._teaching, self._probes = test_sizes, teaching, probes
+
+    def ask(self, point: Point, tasks: range, size: int | None = None) -> None:
+        """Ask about tasks, in full or ``size`` questions each."""
+        width = self._teaching.query_size
+        for j in tasks:
+            n = self._tests[j] if size is None else min(size, self._tests[j])
+            if size is None and self._probes and j < point.after:
+                n += self._probes[j]
+            for start in range(0, n, width):
+                self.steps.append(Step("query", j, 0, len(self.points), start, min(start + width, n)))
+        self.points.append(point)
+
+    def teach(self, t: int, batches: Sequence[int]) -> None:
+        """Show the batches of a task, with the questions before and between them."""
+        every = self._teaching.probe_every
+        for step, k in enumerate(batches, 1):
+            if self._teaching.prequential:
+                self.steps.append(Step("ask", t, k))
+            self.steps.append(Step("train", t, k))
+            if every and step % every == 0 and step < len(batches):
+                self.ask(Point(t, step), range(t + 1), self._teaching.probe_size)
+
+    def serve(self, number: int, service: Service, absent: Container[int]) -> None:
+        """Show the events of requests."""
+        opens, closes = ([r for r in group if r not in absent] for group in (service.opens, service.closes))
+        self.steps += [Step("request", batch=r, service=number) for r in opens]
+        self.steps += [Step("erase", batch=k, service=number) for k in range(service.steps)]
+        self.steps += [Step("erased", batch=r, service=number) for r in closes]
 
 
 def train_length(samples: int, teaching: Teaching) -> int:

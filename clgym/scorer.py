@@ -243,7 +243,7 @@ class Scorer:
         """Return what has been answered so far."""
         counts = {"right": self._right.copy(), "asked": self._asked.copy()}
         online = self._online[: self._batches].copy()
-        full = {} if self.full is None else {"full": self.full.get_state()}
+        full = {} if self.full is None else {f"full.{k}": v for k, v in self.full.get_state().items()}
         return {**counts, **full, "online": online, **{k: v.copy() for k, v in self.predictions().items()}}
 
     def set_state(self, state: dict[str, Array]) -> None:
@@ -252,6 +252,6 @@ class Scorer:
         self._logged, self._batches = len(state["point"]), len(state["online"])
         self._online[: self._batches] = state["online"]
         if self.full is not None:
-            self.full.set_state(state["full"])
+            self.full.set_state({name: state[f"full.{name}"] for name in ("point", "task", "question", "log_probs")})
         for name, column in self._log.items():
             column[: self._logged] = state[name]
