@@ -102,6 +102,7 @@ class Request:
         batch_size: Largest number of samples of each of their batches; 0 is the stream's.
         delay: Tasks learned between the request and its service.
         unknown: Number of its ids that no sample has.
+        groups: Of ``"user"``: for each task the user of each of its ``train`` rows, int64.
     """
 
     after: int
@@ -120,6 +121,7 @@ class Request:
     batch_size: int = 0
     delay: int = 0
     unknown: int = 0
+    groups: tuple[IntArray, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ FLOORS = (
         *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
         *("hub_sets", "images", "increments", "labels", "learner", "lookahead", "lora", "memory", "parts", "plan"),
         *("plots", "scenario", "scorer", "sources", "tuning", "variants", "vit", "worlds"),
-        *("counterfactual", "erasing", "erasure", "lifetime", "probes"),
+        *("counterfactual", "demands", "erasing", "erasure", "lifetime", "probes"),
     },
     {"agents", "env", "scenarios"},
     {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
