@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.attention import Encoders
+from clgym.contrast import text_to_image_weight, two_way_loss
 from clgym.errors import SettingError
 from clgym.events import TaskStart, Train
 from clgym.learner import Learner, learning_rate
@@ -134,7 +135,7 @@ class MoRA(Learner):
         temperature: Of the softmax over scores.
         delta: Least score of an active expert at evaluation; scores shrink as the bank grows.
         lr: Peak learning rate of AdamW; ``None`` is 5e-4 on a real model and 2e-3 on the tiny CLIP.
-        text_to_image: Weight of the text-to-image term.
+        text_to_image: Weight of the text-to-image term; ``None`` is 1 on a real model and 0.2 on the tiny CLIP.
         targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -151,7 +152,8 @@ class MoRA(Learner):
         departs=(
             "Text rows of old classes are not encoded: the released loss masks or zeroes every term they stand in, and "
             "counts them in one average. Of equal scores the lower index is taken. On the tiny CLIP the learning rate "
-            "is its own."
+            "is its own, and the text-to-image term has a fifth of its weight, which keeps its proportion to the first "
+            "term: it grows with images per class of a batch."
         ),
         mergeable=False,
     )
@@ -165,7 +167,7 @@ class MoRA(Learner):
         temperature: float = 0.01,
         delta: float = 0.2,
         lr: float | None = None,
-        text_to_image: float = 1.0,
+        text_to_image: float | None = None,
         targets: Encoders = "all",
         ensemble: bool = True,
     ) -> None:
@@ -178,7 +180,7 @@ class MoRA(Learner):
                 f"Expected temperature above 0 and topk of 1 or more; got {temperature} and {topk}. "
                 "The paper has 0.01 and 16."
             )
-        self.text_to_image = text_to_image
+        self.text_to_image = text_to_image_weight(text_to_image, setup)
         self.lora = self.adapt(r=r, targets=targets)
         self.experts = add_experts(self.lora, max(topk, 2), temperature, delta)
         self.tasks, self.old_classes = 0, 0
@@ -201,15 +203,8 @@ class MoRA(Learner):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return ``CE(image -> current text) + CE(text -> image)``, the second averaged over old and new rows."""
-        texts = self.training_rows(self._now().prompts)
-        logits = self.logits(images, texts)  # (B, C)
-        loss = F.cross_entropy(logits, targets)
-        if self.text_to_image:
-            match = F.one_hot(targets, len(texts)).T  # (C, B)
-            # Rows of old and of absent classes match no image of the batch: they only count in the average.
-            rows = self.old_classes + len(texts)
-            loss = loss - self.text_to_image * (match * logits.T.log_softmax(dim=1)).sum() / rows
-        return loss
+        logits = self.logits(images, self.training_rows(self._now().prompts))
+        return two_way_loss(logits, targets, self.old_classes, self.text_to_image)
 
     def end(self) -> None:
         """Count the classes learned."""
@@ -220,6 +215,9 @@ class MoRA(Learner):
         assert self.lora is not None
         kept = self.tasks * self.lora.trainable_count
         return Footprint(self.lora.trainable_count, kept, kept)
+
+    def matrices(self) -> None:
+        """Offer no weights: which experts act depends on the input."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the experts and the counts; the frozen weights never change."""

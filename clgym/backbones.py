@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clgym.agent import reads_text
+from clgym.agent import EMBEDDED_CLIP, reads_text
 from clgym.errors import NotRegisteredError, SourceMissingError
 from clgym.frozen import FrozenModel
 from clgym.vit import ViTBackbone, download_vit, load_vit
 
-EMBEDDED = "embedded/tiny-clip"
 Backbone: TypeAlias = "ClipBackbone | ViTBackbone"
 _PROMPTS_AT_ONCE = 1024
 
@@ -148,7 +147,7 @@ def load_clip(name: str, device: str | torch.device = "auto") -> ClipBackbone:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == EMBEDDED:
+    if name == EMBEDDED_CLIP:
         from clgym.worlds import tiny_clip
 
         tiny, words = tiny_clip.load()
@@ -181,7 +180,7 @@ def download_backbone(name: str) -> Path:
     """
     if not reads_text(name):
         return download_vit(name)
-    if name == EMBEDDED:
+    if name == EMBEDDED_CLIP:
         from clgym.worlds import tiny_clip
 
         return tiny_clip.WEIGHTS
@@ -199,7 +198,7 @@ def _open_clip_config(name: str) -> tuple[str, dict[str, Any]]:
     architecture, _, tag = name.partition("/")
     config = get_pretrained_cfg(architecture, tag)
     if not config:
-        known = [EMBEDDED, *("/".join(pair) for pair in open_clip.list_pretrained())]
+        known = [EMBEDDED_CLIP, *("/".join(pair) for pair in open_clip.list_pretrained())]
         raise NotRegisteredError.among("backbone", name, get_close_matches(name, known, n=5, cutoff=0.0))
     return architecture, config
 

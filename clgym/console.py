@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from clgym.errors import ClgymError
 from clgym.metrics import METRICS
 
 PIPE_WIDTH = 160  # columns where nobody watches, so that files and pipes get whole lines
+NARROWEST = 10  # columns that a text is given where there is no room
 
 
 def stdout() -> Console:
@@ -39,7 +40,7 @@ def emit(payload: Any, as_json: bool, *shown: RenderableType) -> None:
         return
     console = stdout()
     for part in shown:
-        console.print(part)
+        console.print(part, crop=False)  # where there is no room for ids, lines are longer than the terminal
 
 
 def note(text: str) -> None:
@@ -100,7 +101,8 @@ def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Ta
     """Return some metrics of a run with their titles, in percent, and which way is better."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading, side in (("metric", "left"), ("%", "right"), ("better", "left"), ("title", "left")):
-        table.add_column(heading, justify="right" if side == "right" else "left")
+        room = longest_word(ids) if heading == "metric" else None
+        table.add_column(heading, justify="right" if side == "right" else "left", min_width=room)
     for id in ids:
         if id in metrics:
             better = {True: "higher", False: "lower", None: ""}[METRICS[id].higher_is_better]
@@ -108,11 +110,28 @@ def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Ta
     return table
 
 
-def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of texts, shown as they are."""
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], whole: Sequence[int] = (0,)) -> Table:
+    """Return a table of texts, shown as they are.
+
+    Args:
+        headings: One per column.
+        rows: Their texts.
+        whole: Columns with ids, which users copy: their words are never broken, however narrow the terminal.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for number, heading in enumerate(headings):
+        cells = [heading, *(row[number] for row in rows)]
+        room = longest_word(cells) if number in whole else min(NARROWEST, longest_word(cells))
+        table.add_column(heading, overflow="fold", min_width=room)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def longest_word(texts: Iterable[str]) -> int:
+    """Return the width that a column needs to break no word.
+
+    >>> longest_word(["codyra-v0, r=8", "replay-v0"])
+    10
+    """
+    return max((len(word) for text in texts for word in text.split()), default=0)

@@ -11,11 +11,25 @@ from typing import Any
 import gymnasium
 
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
-from clgym.events import Array, End, Erase, EraseRequest, Event, Guess, IntArray, Query, TaskEnd, TaskStart, Train
+from clgym.events import (
+    Array,
+    End,
+    Erase,
+    EraseRequest,
+    Event,
+    Guess,
+    Inputs,
+    IntArray,
+    Query,
+    TaskEnd,
+    TaskStart,
+    Train,
+)
 from clgym.lifetime import Lifetime
 from clgym.lookahead import Lookahead
 from clgym.scenario import Scenario
 from clgym.scorer import Report
+from clgym.seeds import StreamSeeds, next_entropy
 from clgym.spaces import AnswerSpace, EventSpace, checked, kind_of
 
 
@@ -28,18 +42,26 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
     Args:
         scenario: What to play.
         render_mode: ``"ansi"``: one line for the last event; ``"rgb_array"``: the accuracy matrix so far.
+        seeds: Which of the stream's generators have a seed of their own; ``None``: none has.
         absent: Requests to forget whose samples never come; see :meth:`counterfactual`.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(self, scenario: Scenario, render_mode: str | None = None, *, absent: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        render_mode: str | None = None,
+        seeds: StreamSeeds | None = None,
+        *,
+        absent: Sequence[int] = (),
+    ) -> None:
         """Read the settings; no data is loaded before ``reset``."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise SettingError(
                 f"Expected render_mode to be None, 'ansi' or 'rgb_array'; got {render_mode!r}. Choose one of these."
             )
-        self.scenario, self.render_mode = scenario, render_mode
+        self.scenario, self.render_mode, self.seeds = scenario, render_mode, seeds or StreamSeeds()
         self.teaching, self.absent = scenario.teaching, tuple(absent)
         self.observation_space = EventSpace(scenario.shape)
         self.action_space = AnswerSpace(scenario.classes)
@@ -64,7 +86,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
             raise SettingError(f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others.")
         state = (options or {}).get("resume")
         if state is None:
-            self._start(int(self.np_random.integers(2**63)))
+            self._start(next_entropy(self.np_random))
             self._position = 0
         else:
             self._resume(state)
@@ -146,7 +168,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         if requests is None:
             asked = self._playing().ledger.requests
             requests = [r for r, request in enumerate(asked) if request.kind != "relearn"]
-        return ContinualEnv(self.scenario, self.render_mode, absent=requests)
+        return ContinualEnv(self.scenario, self.render_mode, self.seeds, absent=requests)
 
     def look_up(self, ids: IntArray) -> Train:
         """Return training samples by the ids under which they were shown so far; labels index the stream's classes.
@@ -188,6 +210,14 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         self._playing()
         return self.scorer.rescore(predictions, **references)
 
+    def held_out(self, size: int) -> Inputs:
+        """Return the inputs of the first questions of every task, without labels: the same for every agent and seed.
+
+        Args:
+            size: How many in all, shared out evenly; fewer where a task has fewer questions.
+        """
+        return self._playing().held_out(size)
+
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""
         return self._playing().describe(rewards)
@@ -228,9 +258,9 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return {"position": self._position, "length": self.length}
 
     def _start(self, entropy: int) -> None:
-        """Draw a lifetime: order, few-shot samples, ids and batches all follow from ``entropy``."""
+        """Draw a lifetime: all follows from ``entropy``, but for generators with a seed of their own."""
         self.close()
-        self._life = Lifetime(self.scenario, entropy, self.absent)
+        self._life = Lifetime(self.scenario, entropy, self.seeds.drawn(entropy), self.absent)
         self.scorer = self._life.scorer()
         if self._life.decodes:
             self._ahead = Lookahead(self._life.read, self._life.next_read)

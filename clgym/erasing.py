@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from clgym.events import Erase, EraseEnd, EraseRequest, TaskEnd, TaskStart, Train
+from clgym.memory import SampleMemory
 
 
 class Student(Protocol):
@@ -77,3 +78,9 @@ class RetainFinetune:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.gone, self.teaching = list(state["gone"]), state["retaining"]
+
+
+def drop_from(memory: object, ids: torch.Tensor) -> None:
+    """Let a sample memory go of these ids, int64 ``(n,)``; whoever keeps samples in anything else drops them itself."""
+    if isinstance(memory, SampleMemory):
+        memory.drop(ids)

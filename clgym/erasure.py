@@ -15,6 +15,7 @@ from clgym.labels import LabelSpace
 from clgym.parts import Parts
 from clgym.plan import Service, Step, batch_index, train_length
 from clgym.scenario import Request, Task, Teaching
+from clgym.seeds import Entropies
 
 BoolArray = npt.NDArray[np.bool_]
 NEVER = np.iinfo(np.int64).max
@@ -46,7 +47,7 @@ class Ledger:
         space: The stream's classes.
         ids: For each task the ids of its training samples.
         teaching: The protocol's constants.
-        entropy: Fixes all draws.
+        drawn: What the lifetime's generators start from.
         absent: Requests whose samples never come, nor they themselves: the counterfactual stream.
 
     Raises:
@@ -61,12 +62,12 @@ class Ledger:
         space: LabelSpace,
         ids: Sequence[IntArray],
         teaching: Teaching,
-        entropy: int,
+        drawn: Entropies,
         absent: Sequence[int] = (),
     ) -> None:
         """Work out when every sample goes."""
         self._tasks, self.requests, self._space, self._ids = tuple(tasks), tuple(requests), space, tuple(ids)
-        self._teaching, self._entropy = teaching, entropy
+        self._teaching, self._drawn = teaching, drawn
         self._check(absent)
         again = {r for r, request in enumerate(self.requests) if request.kind == "relearn"}
         # Who never was asked to forget cannot be asked to take up again.
@@ -135,7 +136,7 @@ class Ledger:
 
     def batch(self, t: int, number: int) -> IntArray:
         """Return the rows of a training batch of task ``t``, int64 ``(B,)``, without those that stay away."""
-        index = batch_index(len(self._tasks[t].train), number, self._teaching, (self._entropy, 1, t))
+        index = batch_index(len(self._tasks[t].train), number, self._teaching, self._drawn.batches(t))
         kept = self.kept[t]
         return index if kept is None else index[kept[index]]
 
@@ -168,7 +169,7 @@ class Ledger:
         for t, task in enumerate(self._tasks):
             drawn = np.zeros(len(task.train), bool)
             for k in range(train_length(len(drawn), self._teaching)):
-                drawn[batch_index(len(drawn), k, self._teaching, (self._entropy, 1, t))] = True
+                drawn[batch_index(len(drawn), k, self._teaching, self._drawn.batches(t))] = True
             out.append(drawn)
         return tuple(out)
 
@@ -231,7 +232,7 @@ class Ledger:
         forget = [np.zeros(len(task.train), bool) for task in self._tasks]
         retain = [np.zeros(len(task.train), bool) for task in self._tasks]
         for order, q in enumerate(asked):
-            rng = np.random.default_rng([self._entropy, 5, number, order])
+            rng = np.random.default_rng([self._drawn.order, 5, number, order])
             scope = [_mask(q, t, len(task.train)) for t, task in enumerate(self._tasks)]
             left = [self.live(t, number) for t in range(service.after)]
             if q.forget != "none":
@@ -291,7 +292,7 @@ class Ledger:
                 brought.append(None)
                 continue
             index = self._index(number, part, k)
-            rng = np.random.default_rng([self._entropy, 7, number, part, k]) if grant.data.decodes else None
+            rng = np.random.default_rng([self._drawn.data, 7, number, part, k]) if grant.data.decodes else None
             brought.append(Train(grant.data.batch(index, rng), grant.data.targets[index], grant.ids[index]))
         return Erase(open_, classes, prompts, brought[0], brought[1], k, service.steps)
 
@@ -299,7 +300,7 @@ class Ledger:
         """Return which of the granted samples event ``k`` of a phase brings."""
         grant = self.grants(number)[part]
         assert grant is not None
-        return batch_index(len(grant.ids), k, grant.teaching, (self._entropy, 6, number, part))
+        return batch_index(len(grant.ids), k, grant.teaching, (self._drawn.data, 6, number, part))
 
     def reads(self, steps: Sequence[Step]) -> list[dict[str, int]]:
         """Return what each service's phase has brought in these steps: samples, and how many different ones."""

@@ -91,3 +91,9 @@ class ContractError(ClgymError, AssertionError):
     """An agent or a scenario breaks a rule of :mod:`clgym.check`; the message names the rule and the fix."""
 
     exit_code = 7
+
+
+class WorkerError(ClgymError, RuntimeError):
+    """A process that played a run ended without a word: killed, or out of memory."""
+
+    exit_code = 8

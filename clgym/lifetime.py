@@ -12,13 +12,14 @@ import numpy as np
 
 from clgym.erasure import Ledger
 from clgym.errors import ErasedError, SettingError
-from clgym.events import Array, End, Erase, EraseEnd, Event, IntArray, Query, TaskEnd, TaskStart, Train, Wants
+from clgym.events import Array, End, Erase, EraseEnd, Event, Inputs, IntArray, Query, TaskEnd, TaskStart, Train, Wants
 from clgym.labels import LabelSpace
 from clgym.parts import Parts
 from clgym.plan import Point, Step, plan
 from clgym.probes import Probing
 from clgym.scenario import Scenario
 from clgym.scorer import Scorer
+from clgym.seeds import Entropies
 
 WORDS = {"start": "TaskStart", "train": "Train", "ask": "Query", "end": "TaskEnd", "query": "Query", "over": "End"}
 WORDS |= {"request": "EraseRequest", "erase": "Erase", "erased": "EraseEnd"}
@@ -29,27 +30,29 @@ class Lifetime:
 
     Args:
         scenario: What is played.
-        entropy: Fixes all draws.
+        entropy: Number of the lifetime.
+        drawn: What its generators start from.
         absent: Requests to forget whose samples never come: the counterfactual stream.
 
     Raises:
         SettingError: The scenario's requests do not fit its tasks.
     """
 
-    def __init__(self, scenario: Scenario, entropy: int, absent: Sequence[int] = ()) -> None:
+    def __init__(self, scenario: Scenario, entropy: int, drawn: Entropies, absent: Sequence[int] = ()) -> None:
         """Draw everything."""
-        self.entropy, self.teaching, self.absent = entropy, scenario.teaching, tuple(sorted(absent))
+        self.entropy, self.drawn = entropy, drawn
+        self.teaching, self.absent = scenario.teaching, tuple(sorted(absent))
         self._told = self.teaching.task_given and self.teaching.boundaries == "given"
-        rng = np.random.default_rng([entropy, 0])
+        rng = drawn.ordering()
         self.tasks = tuple(scenario.tasks(rng))
         sizes = [len(task.train) for task in self.tasks]
         self.ids: list[IntArray] = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
         # The order of questions is part of the stream, not of a lifetime: question 7 is the same for every seed.
         self.questions = tuple(np.random.default_rng(j).permutation(len(t.test)) for j, t in enumerate(self.tasks))
         self.space = LabelSpace(self.tasks, self.teaching)
-        requests = tuple(scenario.requests(self.tasks, np.random.default_rng([entropy, 4])))
-        self.ledger = Ledger(self.tasks, requests, self.space, self.ids, self.teaching, entropy, self.absent)
-        self.probing = Probing(self.ledger, self.tasks, self.questions, entropy) if requests else None
+        requests = tuple(scenario.requests(self.tasks, np.random.default_rng([drawn.order, 4])))
+        self.ledger = Ledger(self.tasks, requests, self.space, self.ids, self.teaching, drawn, self.absent)
+        self.probing = Probing(self.ledger, self.tasks, self.questions, drawn.order) if requests else None
         self.plan = plan(
             sizes,
             [len(task.test) for task in self.tasks],
@@ -88,7 +91,7 @@ class Lifetime:
         """Return sha256 of the stream's lay-out and of its data."""
         layout: list[Any] = [
             asdict(self.teaching),
-            str(self.entropy),
+            str(self.drawn),
             [[t.name, t.classes, t.prompts, len(t.train), len(t.test)] for t in self.tasks],
         ]
         if self.ledger.requests:
@@ -199,7 +202,7 @@ class Lifetime:
             return self.ledger.erase(step.service, step.batch)
         task = self.tasks[step.task]
         if step.kind != "query":
-            rng = np.random.default_rng([self.entropy, 2, *step[1:3]]) if task.train.decodes else None
+            rng = self.drawn.augmentation(step.task, step.batch) if task.train.decodes else None
             return task.train.batch(self.ledger.batch(step.task, step.batch), rng)
         asked, size, order = self.asked(step), len(task.test), self.questions[step.task]
         if self.probing is None or asked.max() < size:
@@ -215,6 +218,14 @@ class Lifetime:
             if steps[later].kind in ("train", "ask", "query", "erase"):
                 return later
         return None
+
+    def held_out(self, size: int) -> Inputs:
+        """Return the inputs of the first questions of every task; see :meth:`clgym.env.ContinualEnv.held_out`."""
+        share = -(-size // len(self.tasks))
+        parts = [t.test.batch(order[:share]) for t, order in zip(self.tasks, self.questions, strict=True)]
+        if isinstance(parts[0], tuple):
+            return tuple(text for part in parts for text in part)
+        return np.concatenate(parts)  # type: ignore[arg-type]
 
     def look_up(self, ids: IntArray, position: int) -> Train:
         """Return training samples by the ids under which they were shown before a position.

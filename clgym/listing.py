@@ -54,4 +54,4 @@ def _table(room: Room, rows: Sequence[dict[str, Any]], kind: str) -> Table:
     lines = [[*(row[name] for name in ("id", "title", "kind", "paper")), row["with"].get(kind, "")] for row in rows]
     headings = [room, "title", "kind" if room == "scenarios" else "family", "paper", "how"]
     width = 5 if any(line[-1] for line in lines) else 4
-    return plain_table(headings[:width], [*(line[:width] for line in lines), [""] * width])
+    return plain_table(headings[:width], [*(line[:width] for line in lines), [""] * width], whole=(0, 3))

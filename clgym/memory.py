@@ -92,6 +92,29 @@ class SampleMemory:
         chosen = of_task[torch.randperm(len(of_task), generator=self._generator)[:size]]
         return self["images"][chosen], self["targets"][chosen], self.prompts[int(task)]
 
+    def draw_mixed(self, size: int, *, before: int | None = None) -> tuple[Tensor, Tensor, Prompts] | None:
+        """Return up to ``size`` samples of all tasks mixed, classified among the classes of all tasks so far.
+
+        Samples are drawn uniformly; ``before`` leaves out those of that task and later ones, but not the classes.
+        """
+        tasks = self["tasks"] if self._held else torch.empty(0, dtype=torch.int64)
+        rows = torch.arange(len(tasks)) if before is None else (tasks < before).nonzero().flatten()
+        if not len(rows):
+            return None
+        chosen = rows[torch.randperm(len(rows), generator=self._generator)[:size]]
+        prompts, places = self.union()
+        starts = torch.tensor([0, *(len(place) for place in places)]).cumsum(0)
+        targets = torch.cat(places)[starts[tasks[chosen]] + self["targets"][chosen]]
+        return self["images"][chosen], targets, prompts
+
+    def union(self) -> tuple[Prompts, list[Tensor]]:
+        """Return the classes of all tasks so far, each once, and for each task where its own are among them."""
+        place: dict[tuple[str, ...], int] = {}
+        for prompts in self.prompts:
+            for texts in prompts:
+                place.setdefault(texts, len(place))
+        return tuple(place), [torch.tensor([place[texts] for texts in prompts]) for prompts in self.prompts]
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is held, as views, and which samples have been met."""
         seen = torch.tensor(sorted(self._seen), dtype=torch.int64)

@@ -10,13 +10,14 @@ from typing import Literal
 
 import numpy as np
 
+from clgym.agent import EMBEDDED_CLIP, EMBEDDED_VIT
 from clgym.errors import SettingError
 from clgym.labels import distinct
 from clgym.scenario import Task
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 40, 20
-TINY_CLIP, HUB_CLIP = "embedded/tiny-clip", "ViT-B-16/openai"
-TINY_VIT, HUB_VIT = "embedded/tiny-vit", "timm/vit_base_patch16_224.augreg_in21k_ft_in1k"
+TINY_CLIP, HUB_CLIP = EMBEDDED_CLIP, "ViT-B-16/openai"
+TINY_VIT, HUB_VIT = EMBEDDED_VIT, "timm/vit_base_patch16_224.augreg_in21k_ft_in1k"
 SMALL = {"clip": TINY_CLIP, "vit": TINY_VIT}
 REAL = {"clip": HUB_CLIP, "vit": HUB_VIT}
 # What a domain appends to a class name that another domain has too, in MTIL's order I.

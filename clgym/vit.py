@@ -102,15 +102,6 @@ def load_vit(name: str, device: str | torch.device) -> ViTBackbone:
     return ViTBackbone(name, model, weights=weights).to(device)
 
 
-def vit_image_size(name: str) -> int:
-    """Return the height and width of a vision transformer's images, from its name alone.
-
-    Raises:
-        NotRegisteredError: There is no such model.
-    """
-    return 32 if name == EMBEDDED_VIT else int(_timm_config(name).input_size[-1])
-
-
 def download_vit(name: str) -> Path:
     """Fetch the weights of a vision transformer, if they are not on this machine yet, and return their file.
 

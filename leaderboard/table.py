@@ -262,7 +262,8 @@ def _parts(group: Sequence[Row], width: int) -> Iterator[list[str]]:
 
 def _rich_table(group: Sequence[Row], ids: Sequence[str]) -> Table:
     table = Table(title_justify="left", caption_justify="left", title_style="", caption_style="dim")
-    table.add_column("agent", overflow="fold")
+    longest = max(len(word) for row in group for word in row.label.split())
+    table.add_column("agent", overflow="fold", min_width=longest)  # an id is not broken
     table.add_column("seeds", justify="right", no_wrap=True)
     for id in ids:
         table.add_column("\n".join(_heading(id)), justify="right", no_wrap=True)

@@ -20,6 +20,12 @@ from clgym.variants import not_negative
 # that the pre-trained model hardly knows and one that it does.
 DOMAINS = (4, 6, 5, 9)
 STYLES = ("photo", "sketch", "posterised", "inverted")
+CHOICES = {
+    "goal": ("counterfactual", "removal"),
+    "forget": ("none", "few", "full"),
+    "retain": ("none", "few", "own", "full"),
+    "labels": ("task", "union"),
+}
 KINDS = ("class", "sample", "domain", "task", "user", "relearn", "temporary", "batch", "conflict")
 AMOUNT = {"sample": 100, "user": 25, "task": 1, "domain": 1, "temporary": 1}
 USERS, SKEW = 100, 0.3
@@ -128,19 +134,7 @@ class CLIPErasure(Scenario):
             erase_steps=erase_steps,
             steps=steps,
         )
-        for name, value, known in (
-            ("kind", kind, KINDS),
-            ("goal", goal, ("counterfactual", "removal")),
-            ("forget", forget, ("none", "few", "full")),
-            ("retain", retain, ("none", "few", "own", "full")),
-            ("labels", labels, ("task", "union")),
-        ):
-            if value not in known:
-                raise SettingError(
-                    f"Expected {name} as one of {', '.join(map(repr, known))}; got {value!r}. Choose one."
-                )
-        if not 0 <= noise < 1 or (noise and kind != "sample"):
-            raise SettingError(f"Expected noise in [0, 1), with kind 'sample' only; got {noise}. Leave it out.")
+        _check(noise, kind, kind=kind, goal=goal, forget=forget, retain=retain, labels=labels)
         self._kind, self._amount = kind, amount or AMOUNT.get(kind, 2)
         self._count = requests or (1 if kind in ("temporary", "relearn", "conflict") else 2)
         self._lag, self._missing, self._noise = lag, missing, noise
@@ -252,3 +246,13 @@ class CLIPErasure(Scenario):
         unknown = Request(kind="sample", unknown=10, **how)
         overlap = of_samples(tasks, [first.train[0][:5], *[none] * (last - 1)], **how)
         return [first, first, unknown, overlap, welcome, of_classes(tasks, names, **{**how, "after": last})]
+
+
+def _check(noise: float, of: str, **chosen: str) -> None:
+    """Raise unless settings in words are known ones, and noise is a share, and of samples."""
+    for name, value in chosen.items():
+        known = {**CHOICES, "kind": KINDS}[name]
+        if value not in known:
+            raise SettingError(f"Expected {name} as one of {', '.join(map(repr, known))}; got {value!r}. Choose one.")
+    if not 0 <= noise < 1 or (noise and of != "sample"):
+        raise SettingError(f"Expected noise in [0, 1), with kind 'sample' only; got {noise}. Leave it out.")

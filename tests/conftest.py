@@ -76,7 +76,7 @@ class Toy(Scenario):
 @pytest.fixture
 def toy() -> Callable[..., ContinualEnv]:
     """Return a maker of toy environments."""
-    return lambda render_mode=None, **settings: ContinualEnv(Toy(**settings), render_mode)
+    return lambda render_mode=None, seeds=None, **settings: ContinualEnv(Toy(**settings), render_mode, seeds)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clgym import backbones
+from clgym.agent import EMBEDDED_CLIP
 from clgym.attention import Encoders, UnfoldedAttention, lora_targets, unfold_attention
-from clgym.backbones import EMBEDDED, ClipBackbone, download_backbone, load_clip
+from clgym.backbones import ClipBackbone, download_backbone, load_clip
 from clgym.errors import NotRegisteredError, SettingError, SourceMissingError
 from clgym.lora import adapt
 from clgym.worlds import tiny_clip
@@ -245,14 +246,14 @@ def test_fingerprint_is_of_the_file_or_of_the_state(tmp_path: Path) -> None:
 @pytest.mark.skipif(not tiny_clip.WEIGHTS.is_file(), reason="the embedded weights are not built yet")
 def test_embedded_clip() -> None:
     before = torch.get_rng_state()
-    ours = load_clip(EMBEDDED, "cpu")
+    ours = load_clip(EMBEDDED_CLIP, "cpu")
     assert torch.equal(torch.get_rng_state(), before)
-    assert (ours.name, ours.image_size, ours.embed_dim) == (EMBEDDED, 32, 64)
+    assert (ours.name, ours.image_size, ours.embed_dim) == (EMBEDDED_CLIP, 32, 64)
     assert ours.sha256 == tiny_clip.card()["sha256"]
     raw = torch.from_numpy(pictures(3))
     expected = F.normalize(ours.model.encode_image(tiny_clip.normalise(raw)), dim=-1)
     torch.testing.assert_close(ours.encode_images(raw), expected, rtol=0, atol=1e-5)
-    assert download_backbone(EMBEDDED) == tiny_clip.WEIGHTS
+    assert download_backbone(EMBEDDED_CLIP) == tiny_clip.WEIGHTS
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from clgym.__main__ import app
 from clgym.console import percent
 from clgym.doctor import Finding
 from clgym.errors import SettingError
-from clgym.jobs import seeds
+from clgym.grid import seeds
 from clgym.metrics import METRICS
 from clgym.record import RunRecord
 from clgym.settings import arguments, parsed

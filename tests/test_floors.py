@@ -12,19 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the ground up; a file may import from its own floor and those below it.
-FLOORS = (
-    {"errors", "events", "kernels"},
-    {"anytime", "formulary", "metrics", "ops", "record", "spaces"},
-    {
-        *("agent", "attention", "backbones", "checkpoint", "conformance", "distil", "folder", "frozen", "head", "hub"),
-        *("hub_sets", "images", "increments", "labels", "learner", "lookahead", "lora", "memory", "parts", "plan"),
-        *("plots", "scenario", "scorer", "sources", "tuning", "variants", "vit", "worlds"),
-        *("counterfactual", "demands", "erasing", "erasure", "lifetime", "probes"),
-    },
-    {"agents", "env", "scenarios"},
-    {"agent_rules", "callbacks", "check", "registry", "scenario_rules", "settings"},
-    {"leaderboard", "rescore", "runner"},
-    {"__init__", "__main__", "console", "doctor", "fetch", "gallery", "jobs", "listing"},
+FLOORS = tuple(
+    set(names.split())
+    for names in (
+        "errors events kernels",
+        "anytime formulary metrics ops record references seeds spaces",
+        "agent attention backbones checkpoint conformance contrast device distil fisher folder frozen head hub "
+        "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
+        "scorer sources tuning variants vit whitebox worlds "
+        "counterfactual demands erasing erasure lifetime probes",
+        "agents env scenarios",
+        "agent_rules callbacks check registry scenario_rules settings",
+        "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker",
+        "__init__ __main__ board console doctor fetch gallery jobs listing options run_verb sweep_verb",
+    )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 

@@ -204,3 +204,19 @@ def test_dropping_from_an_empty_memory_does_nothing() -> None:
     memory = made(8)
     memory.drop(torch.tensor([1]))
     assert len(memory) == 0
+
+
+def test_mixed_draws_are_classified_among_the_classes_of_all_tasks() -> None:
+    memory = made(0)
+    memory.begin_task((("cat",), ("dog",)))
+    memory.add(torch.zeros(2, 1, 1, 3, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    memory.begin_task((("dog",), ("bird",)))
+    memory.add(torch.ones(2, 1, 1, 3, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([2, 3]))
+    prompts, places = memory.union()
+    assert prompts == (("cat",), ("dog",), ("bird",))
+    assert [place.tolist() for place in places] == [[0, 1], [1, 2]]
+    images, targets, _ = memory.draw_mixed(9) or pytest.fail("nothing drawn")
+    assert sorted(zip(images[:, 0, 0, 0].tolist(), targets.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    images, targets, _ = memory.draw_mixed(9, before=1) or pytest.fail("nothing drawn")
+    assert (images.sum().item(), sorted(targets.tolist())) == (0, [0, 1])
+    assert made(0).draw_mixed(1) is None
