@@ -16,7 +16,7 @@ FLOORS = tuple(
     set(names.split())
     for names in (
         "errors events kernels",
-        "anytime formulary metrics ops record references seeds spaces",
+        "anytime distances erasure_metrics formulary metrics ops record references seeds spaces",
         "agent attention backbones checkpoint conformance contrast device distil fisher folder frozen head hub "
         "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
         "scorer sources tuning variants vit whitebox worlds "
