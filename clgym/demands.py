@@ -49,16 +49,15 @@ def of_task(tasks: Sequence[Task], t: int, *, shared: bool = False, **how: Any) 
     return Request(**{"kind": kind, "scope": (task.name,), "classes": classes, "train": train, "test": test, **how})  # type: ignore[arg-type]
 
 
-def of_samples(tasks: Sequence[Task], rows: Sequence[IntArray], **how: Any) -> Request:
+def of_samples(rows: Sequence[IntArray], **how: Any) -> Request:
     """Return a request for single training samples, given by task and row."""
     return Request(**{"kind": "sample", "train": tuple(np.sort(part) for part in rows), **how})  # type: ignore[arg-type]
 
 
-def of_users(tasks: Sequence[Task], owners: Sequence[IntArray], users: Sequence[int], **how: Any) -> Request:
+def of_users(owners: Sequence[IntArray], users: Sequence[int], **how: Any) -> Request:
     """Return a request of some users for all of their samples, of tasks to come too.
 
     Args:
-        tasks: The tasks in the order they are learned.
         owners: For each task the user that each training sample is from, int64 ``(n,)``.
         users: Who asks.
         **how: The other fields of :class:`clgym.scenario.Request`.

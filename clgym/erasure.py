@@ -326,7 +326,9 @@ class Ledger:
         """Return the requests as JSON values, for a fingerprint."""
         return [
             {
-                field.name: [part.tolist() for part in value] if field.name in ("train", "test", "groups") else value
+                field.name: [part.tolist() for part in value]
+                if field.name in ("train", "test", "atypical", "groups")
+                else value
                 for field in fields(q)
                 for value in [getattr(q, field.name)]
             }

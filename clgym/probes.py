@@ -12,7 +12,7 @@ from clgym.events import IntArray
 from clgym.scenario import Task
 
 PROBES = 200  # erased training samples of a request that are asked about, at most
-CONTROL = 0.05  # share of a task's other training samples that is asked about beside them
+CONTROL, LEAST = 0.05, 50  # share of a task's training samples that is asked about beside them, and how many at least
 TWINS = 1000  # held-out questions about a request that keep their full answers, at most
 
 
@@ -23,9 +23,12 @@ class Sets:
     Attributes:
         erased: Probes: training samples of the request.
         unseen: Test questions of its scope.
-        retained: Probes: training samples of no request.
+        retained: Probes: training samples of tasks learned by its service that no request served until then concerns.
         tested: Test questions of the tasks learned by its service that no request served until then concerns.
-        twins: Test questions of classes that it has training samples of, held out from the same distribution.
+        twins: Test questions that are as often of each class as its erased training samples are, held out from the
+            same distribution: unseen ones of an erased domain, none of an erased class or task.
+        atypical: Those of ``erased`` that the scenario calls atypical, such as mislabelled.
+        groups: The user of each of ``erased``; empty for other kinds.
     """
 
     erased: tuple[IntArray, ...]
@@ -33,6 +36,8 @@ class Sets:
     retained: tuple[IntArray, ...]
     tested: tuple[IntArray, ...]
     twins: tuple[IntArray, ...]
+    atypical: tuple[IntArray, ...]
+    groups: tuple[IntArray, ...]
 
 
 class Probing:
@@ -57,12 +62,8 @@ class Probing:
         self._erased = [self._capped(ledger.taken(r), PROBES, rng) for r in range(len(ledger.requests))]
         self._control = []
         for t, task in enumerate(tasks):
-            free = ledger.drawn[t].copy()
-            for request in ledger.requests:
-                if request.train:
-                    free[request.train[t]] = False
-            count = round(CONTROL * len(task.train)) if ledger.requests else 0
-            self._control.append(np.sort(rng.permutation(np.flatnonzero(free))[:count]))
+            count = max(round(CONTROL * len(task.train)), LEAST)
+            self._control.append(np.sort(rng.permutation(np.flatnonzero(ledger.drawn[t]))[:count]))
         self.rows = tuple(
             np.unique(np.concatenate([self._control[t], *(erased[t] for erased in self._erased)])).astype(np.int64)
             for t in range(len(tasks))
@@ -84,25 +85,53 @@ class Probing:
 
     def sets(self, r: int) -> Sets:
         """Return the questions about request ``r``."""
-        ledger, after = self._ledger, self._ledger.services[self._ledger.served(r)].after
-        erased = tuple(self._probes(t, rows) for t, rows in enumerate(self._erased[r]))
-        control = tuple(self._probes(t, rows) if t < after else _NONE for t, rows in enumerate(self._control))
-        unseen = tuple(self._test(t, self._scope(r, t)) for t in range(len(self._tasks)))
+        ledger, tasks = self._ledger, range(len(self._tasks))
+        request, after = ledger.requests[r], ledger.services[ledger.served(r)].after
         past = [other for other in range(len(ledger.requests)) if ledger.served(other) <= ledger.served(r)]
-        tested, twins = [], []
-        taken = ledger.taken(r)
+        tested = []
+        for t in tasks:
+            concerned = np.concatenate([self._scope(other, t) for other in past])
+            rest = np.setdiff1d(np.arange(len(self._tasks[t].test)), concerned)
+            tested.append(self._test(t, rest if t < after else _NONE))
+        odd = [np.intersect1d(self._erased[r][t], request.atypical[t]) if request.atypical else _NONE for t in tasks]
+        owners = [
+            request.groups[t][np.searchsorted(request.train[t], self._erased[r][t])] if request.groups else _NONE
+            for t in tasks
+        ]
+        return Sets(
+            erased=tuple(self._probes(t, self._erased[r][t]) for t in tasks),
+            unseen=tuple(self._test(t, self._scope(r, t)) for t in tasks),
+            retained=tuple(self._probes(t, self._staying(t, past)) if t < after else _NONE for t in tasks),
+            tested=tuple(tested),
+            twins=tuple(self._test(t, rows) for t, rows in enumerate(self._twins(r))),
+            atypical=tuple(self._probes(t, odd[t]) for t in tasks),
+            groups=tuple(owners),
+        )
+
+    def _staying(self, t: int, past: Sequence[int]) -> IntArray:
+        """Return the control samples of a task that no request served until then concerns."""
+        asked = [self._ledger.requests[r].train for r in past]
+        return np.setdiff1d(self._control[t], np.concatenate([_NONE, *(train[t] for train in asked if train)]))
+
+    def _twins(self, r: int) -> list[IntArray]:
+        """Return for each task test rows whose classes are distributed as those of the erased samples."""
+        rng = np.random.default_rng([self._entropy, 10, r])
+        pools: list[list[IntArray]] = []
+        counts: list[list[int]] = []
         for t, task in enumerate(self._tasks):
-            everything = np.arange(len(task.test))
-            if t >= after:
-                tested.append(_NONE)
-                twins.append(_NONE)
-                continue
-            concerned = np.unique(np.concatenate([self._scope(other, t) for other in past]))
-            tested.append(self._test(t, np.setdiff1d(everything, concerned)))
-            alike = np.isin(task.test.targets, np.unique(task.train.targets[taken[t]]))
-            twins.append(np.setdiff1d(np.flatnonzero(alike), self._scope(r, t)))
-        drawn = self._capped(twins, TWINS, np.random.default_rng([self._entropy, 10, r]))
-        return Sets(erased, unseen, control, tuple(tested), tuple(self._test(t, rows) for t, rows in enumerate(drawn)))
+            labels, numbers = np.unique(task.train.targets[self._erased[r][t]], return_counts=True)
+            inside = self._scope(r, t)
+            domain = self._ledger.requests[r].kind == "domain"
+            free = inside if domain else np.setdiff1d(np.arange(len(task.test)), inside)
+            pools.append([rng.permutation(free[task.test.targets[free] == c]) for c in labels])
+            counts.append(numbers.tolist())
+        pairs = [pair for of in zip(pools, counts, strict=True) for pair in zip(*of, strict=True)]
+        total = sum(count for _, count in pairs)
+        share = min([len(pool) / count for pool, count in pairs] + [TWINS / max(total, 1)], default=0.0)
+        return [
+            np.sort(np.concatenate([_NONE, *(pool[: int(share * n)] for pool, n in zip(*of, strict=True))]))
+            for of in zip(pools, counts, strict=True)
+        ]
 
     def _scope(self, r: int, t: int) -> IntArray:
         request = self._ledger.requests[r]

@@ -102,6 +102,7 @@ class Request:
         batch_size: Largest number of samples of each of their batches; 0 is the stream's.
         delay: Tasks learned between the request and its service.
         unknown: Number of its ids that no sample has.
+        atypical: For each task those of its ``train`` rows that are atypical, such as mislabelled; scored apart too.
         groups: Of ``"user"``: for each task the user of each of its ``train`` rows, int64.
     """
 
@@ -121,6 +122,7 @@ class Request:
     batch_size: int = 0
     delay: int = 0
     unknown: int = 0
+    atypical: tuple[IntArray, ...] = ()
     groups: tuple[IntArray, ...] = ()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from clgym.demands import halves, joined, mislabelled, of_classes, of_samples, of_task, of_users, owned, spread
 from clgym.errors import SettingError
+from clgym.events import IntArray
 from clgym.increments import dealt
 from clgym.labels import distinct
 from clgym.scenario import Request, Scenario, ScenarioSpec, Task, Teaching
@@ -198,10 +199,11 @@ class CLIPErasure(Scenario):
             how = {**self._how, "after": i + 1 + self._lag}
             match self._kind:
                 case "sample":
-                    out.append(of_samples(tasks, self._samples(tasks, i, out, rng), **how))
+                    rows, odd = self._samples(tasks, i, out, rng)
+                    out.append(of_samples(rows, atypical=odd, **how))
                 case "user":
                     users = leaving[i * self._amount : (i + 1) * self._amount]
-                    out.append(of_users(tasks, owners, users, **how))
+                    out.append(of_users(owners, users, **how))
                 case "task" | "domain" | "temporary":
                     notice = "temporary" if self._kind == "temporary" else "none"
                     out.append(of_task(tasks, i, shared=self._kind == "domain", notice=notice, **how))
@@ -218,25 +220,29 @@ class CLIPErasure(Scenario):
 
     def _samples(
         self, tasks: Sequence[Task], i: int, before: Sequence[Request], rng: np.random.Generator
-    ) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        """Draw samples of the domains learned that no request named before; with noise, half of wrong label."""
+    ) -> tuple[list[IntArray], tuple[IntArray, ...]]:
+        """Draw samples of the domains learned that no request named before; with noise, half of wrong label.
+
+        Returns:
+            The rows per task, and of these the mislabelled.
+        """
         gone = [np.zeros(len(task.train), bool) for task in tasks]
         for request in before:
             for t, rows in enumerate(request.train):
                 gone[t][rows] = True
         right = [task.train.targets for task in self._load()]
         wrong = [task.train.targets != was for task, was in zip(tasks, right, strict=True)]
-        learned = i + 1 + self._lag
+        learned = range(i + 1 + self._lag)
         half = self._amount // 2 if self._noise else 0
-        pools = [[~gone[t] & wrong[t] for t in range(learned)], [~gone[t] & ~wrong[t] for t in range(learned)]]
-        parts = [spread(pool, count, rng) for pool, count in zip(pools, (half, self._amount - half), strict=True)]
-        none = [np.empty(0, np.int64)] * (len(tasks) - learned)
-        return [*(np.concatenate(both) for both in zip(*parts, strict=True)), *none]
+        none: list[IntArray] = [np.empty(0, np.int64)] * (len(tasks) - len(learned))
+        odd = [*spread([~gone[t] & wrong[t] for t in learned], half, rng), *none]
+        usual = [*spread([~gone[t] & ~wrong[t] for t in learned], self._amount - half, rng), *none]
+        return [np.concatenate(both) for both in zip(odd, usual, strict=True)], tuple(odd) if self._noise else ()
 
     def _again(self, tasks: Sequence[Task], rng: np.random.Generator) -> Sequence[Request]:
         """Return the requests of a stream whose last task brings classes back."""
         names, last = tuple(self._drawn(tasks[0], rng)), len(tasks)
-        none: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
+        none: IntArray = np.empty(0, np.int64)
         first = of_classes(tasks[:-1], names, after=1 + self._lag, **self._how)
         first = replace(first, train=(*first.train, none), test=(*first.test, none))
         welcome = Request(after=last - 1, kind="relearn", scope=names, classes=names)
@@ -244,7 +250,7 @@ class CLIPErasure(Scenario):
             return [first, welcome]
         how = {**self._how, "after": 1 + self._lag}
         unknown = Request(kind="sample", unknown=10, **how)
-        overlap = of_samples(tasks, [first.train[0][:5], *[none] * (last - 1)], **how)
+        overlap = of_samples([first.train[0][:5], *[none] * (last - 1)], **how)
         return [first, first, unknown, overlap, welcome, of_classes(tasks, names, **{**how, "after": last})]
 
 

@@ -427,8 +427,10 @@ def test_questions_about_a_class() -> None:
     }
     assert pictures(env, sets.twins) == set()
     control = pictures(env, sets.retained)
-    assert len(control) == 2  # a twentieth of 12, of two tasks
-    assert all(t < 2 and row % 2 == 0 if t == 0 else row % 3 < 2 for _, t, row in control)
+    # All of so few training samples are asked about; those of erased classes and of the task to come do not count.
+    assert control == {("train", 0, row) for row in range(0, 12, 2)} | {
+        ("train", 1, row) for row in range(12) if row % 3 < 2
+    }
 
 
 def test_questions_about_samples() -> None:
@@ -440,7 +442,37 @@ def test_questions_about_samples() -> None:
     # Samples of a task to come were never learned, so they are not asked about.
     assert pictures(env, sets.erased) == {("train", 0, 0), ("train", 0, 2), ("train", 1, 3)}
     assert pictures(env, sets.unseen) == set()
-    assert pictures(env, sets.twins) == {("test", 0, row) for row in (0, 2, 4)} | {("test", 1, row) for row in (0, 3)}
+    # Two erased of class t0c0 and one of t1c0: three and two unseen samples allow for one and a half times as many.
+    twins = pictures(env, sets.twins)
+    assert {place for place in twins if place[1] == 0} == {("test", 0, row) for row in (0, 2, 4)}
+    assert len(twins) == 4
+    assert twins < {("test", t, row) for t, row in ((0, 0), (0, 2), (0, 4), (1, 0), (1, 3))}
+
+
+def test_questions_about_users_and_odd_samples() -> None:
+    user = Request(
+        2,
+        "user",
+        ("u3", "u5"),
+        rows((0, 2), (3,), (0, 1)),
+        groups=rows((3, 5), (3,), (5, 5)),
+        atypical=rows((2,)),
+        forget="full",
+        steps=1,
+    )
+    env, _ = stream(user)
+    probing = env._playing().probing
+    assert probing is not None
+    sets = probing.sets(0)
+    assert [part.tolist() for part in sets.groups] == [[3, 5], [3], []]
+    assert pictures(env, sets.atypical) == {("train", 0, 2)}
+
+
+def test_twins_of_a_domain_are_its_unseen_samples() -> None:
+    env, _ = stream(Request(1, "domain", ("task 0",), rows(range(12)), rows(range(6)), forget="full", steps=1))
+    probing = env._playing().probing
+    assert probing is not None
+    assert pictures(env, probing.sets(0).twins) == {("test", 0, row) for row in range(6)}
 
 
 def test_probes_are_asked_among_the_others_once_their_task_is_learned() -> None:
