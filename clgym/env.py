@@ -223,6 +223,16 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return self._playing().describe(rewards)
 
     @property
+    def lifetime(self) -> Lifetime:
+        """What the last reset drew, labels included: for those who score, never for an agent."""
+        return self._playing()
+
+    @property
+    def event(self) -> Event:
+        """The last event shown."""
+        return self._event
+
+    @property
     def position(self) -> int:
         """Number of events before the last one shown."""
         return self._position

@@ -91,7 +91,7 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
         predictions = {name: columns[name].to_numpy() for name in ("point", "task", "question", "prediction")}
     except (OSError, ValueError, KeyError) as error:
         raise RecordError(f"Expected predictions in {path}; got {error!r}. Run again.") from error
-    made = make(record.scenario, **_choice(record))
+    made = make(record.scenario, **choice(record))
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
     try:
         env.reset(seed=record.seed)
@@ -103,7 +103,7 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
     return report
 
 
-def _choice(record: RunRecord) -> dict[str, object]:
+def choice(record: RunRecord) -> dict[str, Any]:
     """Return the scenario's settings as its class takes them: JSON has no tuples."""
     known = settings("scenarios", record.scenario)
     if unknown := sorted(set(record.scenario_settings) - set(known)):

@@ -94,6 +94,11 @@ class FullAnswers:
         self._rows = [{name: np.concatenate([row[name] for row in self._rows]) for name in self._rows[0]}]
         return self._rows[0]
 
+    def table(self) -> dict[str, Any]:
+        """Return the columns as a Parquet file takes them: ``log_probs`` as a list per row."""
+        columns = self.columns()
+        return {**columns, "log_probs": list(columns["log_probs"])}
+
     def get_state(self) -> dict[str, Array]:
         """Return what is kept so far."""
         return {name: column.copy() for name, column in self.columns().items()}
