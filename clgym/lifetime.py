@@ -68,18 +68,22 @@ class Lifetime:
         """Whether any input is read from a file."""
         return any(task.train.decodes or task.test.decodes for task in self.tasks)
 
-    def scorer(self) -> Scorer:
-        """Return a scorer that knows the labels of all questions."""
-        labels = []
+    def labels(self) -> list[IntArray]:
+        """Return for each task the labels of its questions within the candidates: of test samples, then of probes."""
+        out = []
         for j, (task, order) in enumerate(zip(self.tasks, self.questions, strict=True)):
             asked = [task.test.targets[order]]
             if self.probing is not None:
                 asked.append(task.train.targets[self.probing.rows[j]])
-            labels.append(self.space.labels(j, np.concatenate(asked)))
+            out.append(self.space.labels(j, np.concatenate(asked)))
+        return out
+
+    def scorer(self) -> Scorer:
+        """Return a scorer that knows the labels of all questions."""
         steps = self.plan.steps
         return Scorer(
             [task.name for task in self.tasks],
-            labels,
+            self.labels(),
             self.plan.points,
             sum(step.stop - step.start for step in steps),
             sum(step.kind == "ask" for step in steps),

@@ -265,18 +265,31 @@ def _identity(
     return json.loads(json.dumps(about))  # type: ignore[no-any-return]
 
 
-def _is_there(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether a folder holds this reference, whole."""
+def whole(folder: Path) -> dict[str, Any]:
+    """Return what a folder's reference is about, after a look at its files.
+
+    Raises:
+        RecordError: There is none, or it is damaged.
+    """
     path = folder / "reference.json"
-    if not path.is_file():
-        return False
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        for name, digest in held["files"].items():
-            verify(folder / name, digest)
-    except (ValueError, KeyError, TypeError, AttributeError, RecordError):
+        about, files = dict(held["about"]), dict(held["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"Expected a reference in {path}; got {error!r}. Remove {folder} and run again with --references."
+        ) from error
+    for name, digest in files.items():
+        verify(folder / name, digest)
+    return about
+
+
+def _is_there(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether a folder holds this reference, whole; another or a damaged one is played anew."""
+    try:
+        return whole(folder) == about
+    except RecordError:
         return False
-    return bool(held["about"] == about)
 
 
 def _save(folder: Path, about: dict[str, Any], log: Log, full: Log) -> None:

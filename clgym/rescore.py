@@ -95,7 +95,7 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
     try:
         env.reset(seed=record.seed)
-        _check_stream(folder, record, env.fingerprints())
+        check_stream(folder, record, env.fingerprints())
         report = env.rescore(predictions, **references)
     finally:
         made.close()
@@ -117,7 +117,12 @@ def choice(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _check_stream(folder: Path, record: RunRecord, now: dict[str, str]) -> None:
+def check_stream(folder: Path, record: RunRecord, now: dict[str, str]) -> None:
+    """Raise unless a rebuilt stream is the one that a run was played on.
+
+    Raises:
+        RecordError: Its lay-out or its data are others.
+    """
     for name in ("stream", "data"):
         if (was := record.fingerprints.get(name, "")) != now[name]:
             raise RecordError(

@@ -20,11 +20,11 @@ FLOORS = tuple(
         "agent attention backbones checkpoint conformance contrast device distil fisher folder frozen head hub "
         "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
         "scorer sources tuning variants vit whitebox worlds "
-        "counterfactual demands erasing erasure erasure_costs lifetime probes",
+        "counterfactual demands erasing erasure erasure_costs erasure_scores lifetime neighbours probes",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "grid ladder leaderboard reference_runs rescore runner sweep sweep_here sweep_ray worker",
-        "__init__ __main__ board console doctor fetch gallery jobs listing options run_verb sweep_verb",
+        "erasure_results grid ladder leaderboard reference_runs rescore runner sweep sweep_here sweep_ray worker",
+        "__init__ __main__ board console doctor erasure_verb fetch gallery jobs listing options run_verb sweep_verb",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
