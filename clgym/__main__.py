@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 import clgym
 from clgym.console import emit, fail_with, matrix_table, metrics_table, note, percent, plain_table, stdout
-from clgym.erasure_verb import erasure
+from clgym.erasure_verb import audit, erasure
 from clgym.errors import ClgymError, NotRegisteredError
 from clgym.listing import listing
 from clgym.options import AsJson, Runs
@@ -127,6 +127,7 @@ def _fact(value: Any) -> str:
 
 verb(run)
 verb(erasure)
+verb(audit)
 verb(sweep, cls=SweepCommand)
 
 

@@ -14,9 +14,10 @@ from rich.table import Table
 from clgym.console import emit, note, percent, plain_table, stdout
 from clgym.errors import RecordError
 from clgym.metrics import METRICS
-from clgym.options import AsJson, Runs
+from clgym.options import AsJson, Device, Precision, Runs
 
 if TYPE_CHECKING:
+    from clgym.audit import Audit
     from clgym.erasure_scores import RequestScore
     from clgym.grid import Cell
     from clgym.record import RunRecord
@@ -25,6 +26,8 @@ References = Annotated[
     int, typer.Option("--references", metavar="K", help="Also play K agents on the stream without the erased data.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be played, in events.")]
+
+AUDITED = ("request", "steps to relearn", "ratio", "recovered", "probe, few", "probe, full", "traces", "failed")
 
 # What is heavy is imported inside: `clgym list` must answer at once.
 
@@ -52,8 +55,60 @@ def erasure(runs: Runs, as_json: AsJson = False) -> None:
             {"folder": str(folder), "requests": [_plain(score) for score in scores]} for folder, scores in found.items()
         ]
     }
-    tables = [table for folders in groups.values() for table in _tables([(done[f], found[f]) for f in folders])]
+    tables = [
+        table for folders in groups.values() for table in _tables([(done[f], found[f]) for f in folders], folders)
+    ]
     emit(payload, as_json, *tables)
+
+
+def audit(runs: Runs, device: Device = "auto", precision: Precision = "fp32", as_json: AsJson = False) -> None:
+    """Look into agents after requests to forget: relearning, recovery, what their state holds, a probe."""
+    from clgym.audit_runs import audit as audit_run
+    from clgym.audit_runs import plain
+    from clgym.rescore import finished
+
+    done, waiting = finished(runs)
+    for folder in waiting:
+        note(f"Skipped {folder}: not finished.")
+    found = {}
+    for folder, record in done.items():
+        note(f"Auditing {folder}")
+        found[folder] = audit_run(folder, record, device=device, precision=precision, tell=note)
+    payload = {"runs": [{"folder": str(f), "requests": [plain(one) for one in all_]} for f, all_ in found.items()]}
+    tables: list[Any] = []
+    for folder, all_ in found.items():
+        record = done[folder]
+        headings = [
+            "request",
+            "steps to relearn",
+            "ratio",
+            "recovered",
+            "probe, few",
+            "probe, full",
+            "traces",
+            "failed",
+        ]
+        table = plain_table(headings, [_audit_row(one) for one in all_])
+        table.title, table.title_justify = escape(f"{record.scenario} · {record.agent} · seed {record.seed}"), "left"
+        table.caption = "agent / reference; accuracies in %"
+        tables += [table, ""]
+    emit(payload, as_json, *tables)
+
+
+def _audit_row(one: Audit) -> list[str]:
+    def pair(values: tuple[float, float] | None) -> str:
+        return "-" if values is None else " / ".join(map(percent, values))
+
+    from clgym.audit import BUDGET
+
+    steps = " / ".join("never" if k > BUDGET else str(k) for k in one.steps)
+    seen = [f"{trace.count} {trace.kind} in {trace.where}" for trace in one.traces]
+    seen += [] if one.same else ["answers otherwise after a restart"]
+    probes = [pair(one.probes.get(name)) for name in ("few", "full")]
+    return [
+        str(one.request), steps, f"{one.ratio:.2f}", pair(one.recovery), *probes, escape("\n".join(seen)) or "none",
+        ", ".join(one.failed) or "none",
+    ]  # fmt: skip
 
 
 def _plain(score: RequestScore) -> dict[str, Any]:
@@ -67,8 +122,8 @@ def _plain(score: RequestScore) -> dict[str, Any]:
     return out
 
 
-def _tables(runs: Sequence[tuple[RunRecord, list[RequestScore]]]) -> list[Any]:
-    """Return a table for each request, over the seeds of one agent."""
+def _tables(runs: Sequence[tuple[RunRecord, list[RequestScore]]], folders: Sequence[Path]) -> list[Any]:
+    """Return a table for each request, over the seeds of one agent, with what audits found."""
     out: list[Any] = []
     record = runs[0][0]
     seeds = ", ".join(str(record.seed) for record, _ in runs)
@@ -79,8 +134,19 @@ def _tables(runs: Sequence[tuple[RunRecord, list[RequestScore]]]) -> list[Any]:
         what = f"{about.subset} samples of " if subset else ""
         scope = ", ".join(about.scope[:4]) + (" ..." if len(about.scope) > 4 else "") if len(runs) == 1 else ""
         title = f"{record.scenario} · {record.agent} · seed {seeds} · request {request}: {what}{about.kind} {scope}"
-        out += [_table(same, f"{title} · {about.goal}"), ""]
+        out += [_table(same, f"{title} · {about.goal} · {_verdict(folders, request)}"), ""]
     return out
+
+
+def _verdict(folders: Sequence[Path], request: int) -> str:
+    """Return what is known beyond answers: ``"suppression"`` if an audit of any run failed, or that there was none."""
+    from clgym.audit_runs import kept
+
+    audits = [kept(folder).get(request) for folder in folders]
+    failed = sorted({name for one in audits if one for name in one["failed"]})
+    if failed:
+        return f"suppression ({', '.join(failed)})"
+    return "audited" if all(audits) else "not audited"
 
 
 def _table(same: Sequence[RequestScore], title: str) -> Table:
@@ -137,5 +203,5 @@ def play_references(
         tell = (lambda words: None) if quiet else note
         play(record, out, count, device=device, precision=precision, tell=tell)
         if not (quiet or as_json):
-            for table in _tables([(record, results(folder, record))]):
+            for table in _tables([(record, results(folder, record))], [folder]):
                 stdout().print(table)

@@ -42,7 +42,7 @@ class Lifetime:
         """Draw everything."""
         self.entropy, self.drawn = entropy, drawn
         self.teaching, self.absent = scenario.teaching, tuple(sorted(absent))
-        self._told = self.teaching.task_given and self.teaching.boundaries == "given"
+        self.told = self.teaching.task_given and self.teaching.boundaries == "given"
         rng = drawn.ordering()
         self.tasks = tuple(scenario.tasks(rng))
         sizes = [len(task.train) for task in self.tasks]
@@ -124,7 +124,7 @@ class Lifetime:
         """
         step = self.plan.steps[position]
         t = step.task
-        shown = t if self._told else None
+        shown = t if self.told else None
         match step.kind:
             case "over":
                 return End()
@@ -168,7 +168,7 @@ class Lifetime:
             classes, prompts = tuple(classes[c] for c in left), tuple(prompts[c] for c in left)
         task, steps, samples = self.tasks[t], self.plan.train_steps[t], self.ledger.samples(t)
         noted = tuple(name for name in task.temporary if name in classes)
-        if not self._told:
+        if not self.told:
             return TaskStart(None, "", "", classes, prompts, samples, steps, noted)
         return TaskStart(t, task.name, task.description, classes, prompts, samples, steps, noted)
 

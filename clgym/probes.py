@@ -133,6 +133,16 @@ class Probing:
             for of in zip(pools, counts, strict=True)
         ]
 
+    def numbers(self, t: int, rows: IntArray, *, probes: bool) -> IntArray:
+        """Return the questions about samples of task ``t``, ascending.
+
+        Args:
+            t: The task.
+            rows: Rows of its test data, or with ``probes`` of its training data; those never asked about are left out.
+            probes: Which of the two.
+        """
+        return self._probes(t, np.intersect1d(rows, self.rows[t])) if probes else self._test(t, rows)
+
     def _scope(self, r: int, t: int) -> IntArray:
         request = self._ledger.requests[r]
         return request.test[t] if request.test else _NONE

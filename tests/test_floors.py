@@ -20,10 +20,11 @@ FLOORS = tuple(
         "agent attention backbones checkpoint conformance contrast device distil fisher folder frozen head hub "
         "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
         "scorer sources tuning variants vit whitebox worlds "
-        "counterfactual demands erasing erasure erasure_costs erasure_scores lifetime neighbours probes",
+        "audit canary counterfactual demands erasing erasure erasure_costs erasure_scores lifetime neighbours probes",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "erasure_results grid ladder leaderboard reference_runs rescore runner sweep sweep_here sweep_ray worker",
+        "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker "
+        "audit_runs erasure_results reference_runs",
         "__init__ __main__ board console doctor erasure_verb fetch gallery jobs listing options run_verb sweep_verb",
     )
 )
