@@ -20,12 +20,12 @@ FLOORS = tuple(
         "agent attention backbones checkpoint conformance contrast device distil fisher folder frozen head hub "
         "hub_sets images increments inside labels learner lookahead lora memory parts plan plots prompting scenario "
         "scorer sources tuning variants vit whitebox worlds "
-        "audit canary counterfactual demands erasing erasure erasure_costs erasure_scores lifetime neighbours probes",
+        "audit canary erasure_plots counterfactual demands erasing erasure erasure_costs erasure_scores lifetime neighbours probes",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker "
         "audit_runs erasure_results reference_runs",
-        "__init__ __main__ board console doctor erasure_verb fetch gallery jobs listing options run_verb sweep_verb",
+        "__init__ __main__ board console doctor erasure_gallery erasure_verb fetch gallery jobs listing options run_verb sweep_verb",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
