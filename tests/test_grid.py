@@ -60,7 +60,7 @@ def test_all_are_those_for_the_modality(drill: None) -> None:
 @pytest.mark.parametrize(
     ("agents", "stage", "player", "words"),
     [
-        ("replay", {}, {"replay": {"sise": [1]}}, "Did you mean 'size'?"),
+        ("replay", {}, {"replay": {"sizee": [1]}}, "Did you mean 'size'?"),
         ("replay", {}, {"replay": {"size": ["many"]}}, "Expected size as a whole number"),
         ("replay", {}, {"replay": {"size": [{1}]}}, "Expected size to be a JSON value"),
         ("replay", {}, {"codyra": {"r": [8]}}, "Expected settings of agents in the grid; got some of codyra-v0. Leave"),

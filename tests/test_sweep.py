@@ -140,8 +140,9 @@ def test_an_empty_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["jobs", "threads", "gpus"])
 def test_numbers_are_not_negative(name: str, tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {name: -1}
     with pytest.raises(SettingError, match=f"Expected {name} of 0 or more; got -1. Leave it out for the default."):
-        sweep([], tmp_path, **{name: -1})
+        sweep([], tmp_path, **wrong)
 
 
 def test_an_unknown_device_is_refused_before_anything_is_played(here: list[str], tmp_path: Path) -> None:
@@ -287,7 +288,8 @@ def children(drilled: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """What comes of three runs, each in a process of its own with two threads, by what they do."""
     out = tmp_path_factory.mktemp("children")
     told = {"say": "heard", "fail": "no such thing", "die": str(out / "died")}
-    cells = [small("drill", **{name: [value]})[0] for name, value in told.items()]
+    settings: list[dict[str, Any]] = [{name: [value]} for name, value in told.items()]
+    cells = [small("drill", **chosen)[0] for chosen in settings]
     outcomes = sweep(cells, out, jobs=3, threads=2, device="cpu")
     return dict(zip(told, outcomes, strict=True))
 

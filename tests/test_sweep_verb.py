@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from clgym.__main__ import app
 from clgym.console import plain_table, stdout
-from clgym.hub import SETS
+from clgym.hub_sets import SETS
 from clgym.metrics import METRICS
 from clgym.record import RunRecord
 from clgym.registry import entries, find

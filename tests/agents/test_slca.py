@@ -122,15 +122,21 @@ def test_means_of_older_tasks_shrink_as_they_are_drawn(play: Any, monkeypatch: p
     stage = play("slca", VIT, steps=4, shrink=0.5, epochs=1)
     stage.until(TaskEnd, 2)
     agent = stage.agent
-    drawn = []
+    drawn: list[torch.Tensor] = []
     classify = agent.classify
-    monkeypatch.setattr(agent, "classify", lambda z, r: (drawn.append(z), classify(z, r))[1])
+
+    def noted(z: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        drawn.append(z)
+        logits: torch.Tensor = classify(z, rows)
+        return logits
+
+    monkeypatch.setattr(agent, "classify", noted)
     monkeypatch.setattr(torch, "randn", lambda *size, **_: torch.zeros(size))
     stage.step()
-    features = torch.cat(drawn).unique(dim=0)
+    features = torch.unique(torch.cat(drawn), dim=0)
     groups = agent.head.groups
     scale = {name: 0.75 if name in groups[0] else 1.0 for name in agent.gaussians}
-    expected = torch.stack([scale[name] * mean for name, (mean, _) in agent.gaussians.items()]).unique(dim=0)
+    expected = torch.unique(torch.stack([scale[name] * mean for name, (mean, _) in agent.gaussians.items()]), dim=0)
     assert torch.allclose(features, expected, atol=1e-6)
 
 
