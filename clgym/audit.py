@@ -186,7 +186,7 @@ class Bench:
             parts = [life.tasks[t].train.batch(np.array([row])) for t, row in batch]
             targets = [life.space.merged(t, life.tasks[t].train.targets[[row]])[0] for t, row in batch]
             ids = np.array([life.ids[t][row] for t, row in batch])
-            agent.act(Train(np.concatenate(parts), place[targets], ids))  # type: ignore[arg-type]
+            agent.act(Train(np.concatenate(parts), place[targets], ids))
         agent.act(TaskEnd(start.task))
         return self.accuracy(agent)
 

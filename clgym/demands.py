@@ -37,7 +37,7 @@ def of_classes(tasks: Sequence[Task], names: Sequence[str], **how: Any) -> Reque
         for half in ("train", "test")
     )
     kind = {"kind": "class", "scope": tuple(names), "classes": tuple(names)}
-    return Request(**{**kind, "train": train, "test": test, **how})  # type: ignore[arg-type]
+    return Request(**{**kind, "train": train, "test": test, **how})
 
 
 def of_task(tasks: Sequence[Task], t: int, *, shared: bool = False, **how: Any) -> Request:
@@ -46,12 +46,12 @@ def of_task(tasks: Sequence[Task], t: int, *, shared: bool = False, **how: Any) 
     train, test = (_at(tasks, t, np.arange(len(data))) for data in (task.train, task.test))
     kind = "domain" if shared else "task"
     classes = () if shared else task.classes
-    return Request(**{"kind": kind, "scope": (task.name,), "classes": classes, "train": train, "test": test, **how})  # type: ignore[arg-type]
+    return Request(**{"kind": kind, "scope": (task.name,), "classes": classes, "train": train, "test": test, **how})
 
 
 def of_samples(rows: Sequence[IntArray], **how: Any) -> Request:
     """Return a request for single training samples, given by task and row."""
-    return Request(**{"kind": "sample", "train": tuple(np.sort(part) for part in rows), **how})  # type: ignore[arg-type]
+    return Request(**{"kind": "sample", "train": tuple(np.sort(part) for part in rows), **how})
 
 
 def of_users(owners: Sequence[IntArray], users: Sequence[int], **how: Any) -> Request:
@@ -65,7 +65,7 @@ def of_users(owners: Sequence[IntArray], users: Sequence[int], **how: Any) -> Re
     train = tuple(np.flatnonzero(np.isin(owner, users)) for owner in owners)
     groups = tuple(owner[rows] for owner, rows in zip(owners, train, strict=True))
     scope = tuple(f"user {user}" for user in sorted(users))
-    return Request(**{"kind": "user", "scope": scope, "train": train, "groups": groups, **how})  # type: ignore[arg-type]
+    return Request(**{"kind": "user", "scope": scope, "train": train, "groups": groups, **how})
 
 
 def spread(pools: Sequence[npt.NDArray[np.bool_]], count: int, rng: np.random.Generator) -> list[IntArray]:

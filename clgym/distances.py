@@ -40,7 +40,8 @@ def confidences(log_probs: Matrix, labels: npt.NDArray[np.int64]) -> Vector:
         labels: ``(n,)``.
     """
     p = np.exp(np.asarray(log_probs, np.float64)[np.arange(len(labels)), labels]).clip(_SURE, 1 - _SURE)
-    return np.log(p) - np.log1p(-p)
+    logit: npt.NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return logit
 
 
 def area(members: Vector, others: Vector) -> float:

@@ -57,7 +57,7 @@ def stream_figure(panels: Sequence[Panel], title: str = "") -> Figure:
     for axes, panel in zip(np.atleast_1d(figure.subplots(len(panels), sharex=False)), panels, strict=True):
         _draw_panel(axes, panel)
     axes = figure.axes[0]
-    handles = [line for line in axes.get_lines() if not line.get_label().startswith("_")]  # type: ignore[union-attr]
+    handles = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     axes.legend(handles=handles, fontsize=8, loc="upper center", ncol=4, frameon=False, bbox_to_anchor=(0.5, 1.28))
     head(figure, title)
     return figure

@@ -86,7 +86,7 @@ def read_answers(folder: Path, life: Lifetime) -> Answers:
             raise RecordError(f"Expected the file {path}; got none. Restore it from a copy, or run again.")
         try:
             table = pd.read_parquet(path)
-            columns.append({column: table[column].to_numpy() for column in table})
+            columns.append({str(column): table[column].to_numpy() for column in table})
         except (OSError, ValueError) as error:
             raise RecordError(f"Expected answers in {path}; got {error!r}. Run again.") from error
     log, full = columns

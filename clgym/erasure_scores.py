@@ -82,7 +82,7 @@ class Answers:
         rows = self._row[point, self.flat(parts)]
         if not len(self._full):
             return np.full((len(rows), 1), np.nan)
-        out = self._full[rows].astype(np.float64)
+        out: npt.NDArray[np.float64] = self._full[rows].astype(np.float64)
         out[rows < 0] = np.nan
         return out
 

@@ -229,7 +229,7 @@ class Lifetime:
         parts = [t.test.batch(order[:share]) for t, order in zip(self.tasks, self.questions, strict=True)]
         if isinstance(parts[0], tuple):
             return tuple(text for part in parts for text in part)
-        return np.concatenate(parts)  # type: ignore[arg-type]
+        return np.concatenate(parts)
 
     def look_up(self, ids: IntArray, position: int) -> Train:
         """Return training samples by the ids under which they were shown before a position.

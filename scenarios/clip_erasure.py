@@ -152,7 +152,10 @@ class CLIPErasure(Scenario):
         how = {"goal": goal, "forget": forget, "retain": retain, "shots": shots if "few" in (forget, retain) else 0}
         self._how: dict[str, Any] = {**how, "steps": erase_steps or (100 if real else 40)}
         self.teaching = Teaching(
-            batch_size=64 if real else 32, steps=steps or (500 if real else 60), labels=labels, needs_scores=True
+            batch_size=64 if real else 32,
+            steps=steps or (500 if real else 60),
+            labels="union" if labels == "union" else "task",
+            needs_scores=True,
         )
 
     def _load(self) -> list[Task]:
@@ -194,7 +197,7 @@ class CLIPErasure(Scenario):
             return self._again(tasks, rng)
         owners = owned(tasks, USERS, SKEW, rng) if self._kind == "user" else []
         leaving = rng.permutation(USERS).tolist()
-        out = []
+        out: list[Any] = []
         for i in range(self._count):
             how = {**self._how, "after": i + 1 + self._lag}
             match self._kind:
