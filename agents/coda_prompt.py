@@ -110,13 +110,14 @@ class CODAPrompt(Learner):
         loss = super().loss(images, targets)
         return loss + self.ortho * sum(map(penalty, self.parts())) if self.ortho else loss
 
-    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` of images, each with its own prompts."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Return features ``(B, embed_dim)`` of images, each with its own prompts."""
         if not self.tasks:
-            return super().logits(images, rows)
+            return super().encode(images)
         prompts = assemble(self.vit.query(images), *self.parts())
-        with self.vit.prefixed([(self.at, prompts.unflatten(2, (2, -1)).transpose(1, 2))]):
-            return super().logits(images, rows)
+        pairs = prompts.view(*prompts.shape[:2], 2, -1).transpose(1, 2)
+        with self.vit.prefixed([(self.at, pairs)]):
+            return super().encode(images)
 
     def footprint(self) -> Footprint:
         """Count the task's components as trained, and those of all tasks as kept and used."""
@@ -188,4 +189,5 @@ def orthogonal(count: int, before: Tensor, generator: torch.Generator) -> Tensor
     if 0 < len(before) <= before.shape[1] - count:
         basis = torch.linalg.qr(before.detach().double().cpu().mT).Q  # (d, M)
         drawn = drawn - drawn @ basis @ basis.mT
-    return torch.linalg.qr(drawn.mT).Q.mT.to(before)
+    rows: Tensor = torch.linalg.qr(drawn.mT).Q.mT.to(before)
+    return rows

@@ -13,7 +13,7 @@ from clgym.contrast import text_to_image_weight, two_way_loss
 from clgym.errors import SettingError
 from clgym.events import TaskStart
 from clgym.learner import Learner, learning_rate
-from clgym.ops import double_soft_threshold_, soft_threshold
+from clgym.ops import double_soft_threshold_
 
 PAPER_STEPS = 500  # iterations per task for which kappa_max is stated
 
@@ -102,23 +102,25 @@ class CoDyRA(Learner):
         return two_way_loss(logits, targets, self.old_classes, self.text_to_image)
 
     def after_backward(self) -> None:
-        """In the control, keep the loss away from the importances."""
+        """Set the threshold that the step ends with; in the control, keep the loss away from the importances."""
+        assert self.lora is not None
+        assert self.optimizer is not None
+        arena = self.lora.arena()
+        first = arena.numel() - len(self.lora.gates())  # the arena ends with the gates
         if self.gates == "random":
-            assert self.lora is not None
-            gradient = self.lora.arena().grad
-            assert gradient is not None
-            gradient[-len(self.lora.gates()) :].zero_()  # the arena ends with the gates
+            assert arena.grad is not None
+            arena.grad[first:].zero_()
+        if self.prox == "paper":
+            self.optimizer.param_groups[0] |= {"kappa": self._kappa(), "start": first}
 
     def after_step(self) -> None:
-        """Shrink the importances once the sparse part has begun."""
-        kappa = threshold(self.step, self.steps, self.dense_share, self.levels, self.kappa_max)
-        if kappa:
+        """Shrink the importances as the released code does."""
+        if self.prox == "released" and (kappa := self._kappa()):
             assert self.lora is not None
-            gates = self.lora.gates()
-            if self.prox == "released":
-                double_soft_threshold_(gates, kappa)
-            else:
-                gates.copy_(soft_threshold(gates, kappa))
+            double_soft_threshold_(self.lora.gates(), kappa)
+
+    def _kappa(self) -> float:
+        return threshold(self.step, self.steps, self.dense_share, self.levels, self.kappa_max)
 
     def end(self) -> None:
         """Merge the surviving ranks."""

@@ -108,13 +108,13 @@ class DualPrompt(Learner):
         pulled = cosines(self.vit.query(images), self.key[None]).mean()
         return F.cross_entropy(logits, targets) - self.pull * pulled
 
-    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` of images, each with the expert prompt whose key is nearest."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Return features ``(B, embed_dim)`` of images, each with the expert prompt whose key is nearest."""
         if not self.tasks:
-            return super().logits(images, rows)
+            return super().encode(images)
         experts, keys = torch.cat([self.experts, self.expert[None]]), torch.cat([self.keys, self.key[None]])
         chosen = cosines(self.vit.query(images), keys).argmax(dim=1)
-        return self.classify(self.prompted(images, experts[chosen]), rows)
+        return self.prompted(images, experts[chosen])
 
     def prompted(self, images: Tensor, experts: Tensor) -> Tensor:
         """Return features ``(B, embed_dim)`` of images with expert prompts ``(B, blocks, 2, P, d)``, one an image."""

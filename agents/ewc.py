@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
 from clgym.events import TaskStart, Train
+from clgym.fisher import Fisher
 from clgym.learner import Learner, learning_rate
 from clgym.tuning import grouped, regrouped, tune_attention
 
@@ -36,6 +36,7 @@ class EWC(Learner):
         targets: Which linear layers of the image encoder are trained.
         lr: Peak learning rate of AdamW; ``None`` is 5e-5 on a real model and 3e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
+        class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
     Raises:
         NotRegisteredError: A target is no layer.
@@ -70,22 +71,19 @@ class EWC(Learner):
         targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
         lr: float | None = None,
         ensemble: bool = True,
+        class_loss: str = "ce",
     ) -> None:
         """Free the projections; no weight is important yet."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=5e-5, tiny=3e-3), ensemble=ensemble)
-        if weight < 0 or not 0 <= decay <= 1 or not 0 < fisher_share <= 1:
-            raise SettingError(
-                f"Expected weight of 0 or more, decay in [0, 1] and fisher_share in (0, 1]; got {weight}, {decay} "
-                f"and {fisher_share}. Try 10000, 1 and 0.2."
-            )
+        rate = learning_rate(lr, setup, real=5e-5, tiny=3e-3)
+        super().__init__(setup, lr=rate, ensemble=ensemble, class_loss=class_loss)
+        if weight < 0:
+            raise SettingError(f"Expected weight of 0 or more; got {weight}. 0 is plain fine-tuning.")
         if penalty not in PENALTIES:
             raise SettingError(f"Expected penalty to be one of {PENALTIES}; got {penalty!r}. Choose one of these.")
-        self.weight, self.empirical, self.decay = weight, empirical, decay
-        self.fisher_share, self.penalty = fisher_share, penalty
+        self.weight, self.penalty = weight, penalty
         self.weights = tune_attention(self.backbone.model, targets)
+        self.fisher = Fisher(self.weights, empirical=empirical, decay=decay, share=fisher_share)
         self.anchor: dict[str, Tensor] = {}
-        self.importance, self.fisher = self.weights.zeros(), self.weights.zeros()
-        self.batches = 0
 
     def begin(self, task: TaskStart) -> Sequence[torch.nn.Parameter]:
         """Anchor the weights where they are."""
@@ -97,47 +95,37 @@ class EWC(Learner):
         loss = super().loss(images, targets)
         if self.penalty == "proximal":
             return loss
-        return loss + self.weight * self.weights.distance(self.anchor, self.importance)
+        return loss + self.weight * self.weights.distance(self.anchor, self.fisher.importance)
 
     def after_step(self) -> None:
         """Solve for the penalty, if it is not in the loss."""
         if self.penalty == "proximal":
             strength = self.lr * self.schedule(self.step) * self.weight
-            self.weights.pull_(self.anchor, strength, self.importance)
+            self.weights.pull_(self.anchor, strength, self.fisher.importance)
 
     def learn(self, event: Train) -> None:
         """Take one step, and near the task's end look at how much the weights matter."""
         super().learn(event)
-        if self.step > (1 - self.fisher_share) * self.steps:
+        if self.fisher.due(self.step, self.steps):
             with self.autocast:
-                self.observe(*self.to_device(event.inputs, event.targets))
-
-    def observe(self, images: Tensor, targets: Tensor) -> None:
-        """Add a batch's squared gradients to the task's Fisher information."""
-        logits = self.logits(images, self.training_rows(self._now().prompts))  # (B, C)
-        labels = targets if self.empirical else logits.argmax(dim=1)
-        gradients = torch.autograd.grad(F.cross_entropy(logits, labels), self.weights.parameters)
-        for name, gradient in zip(self.weights.names, gradients, strict=True):
-            self.fisher[name] += gradient.square()
-        self.batches += 1
+                images, targets = self.to_device(event.inputs, event.targets)
+                logits = self.logits(images, self.training_rows(self._now().prompts))  # (B, C)
+                self.fisher.observe(logits, targets, self.against_labels)
 
     def end(self) -> None:
         """Add the task's Fisher information to that of the earlier ones."""
-        for name, total in self.fisher.items():
-            self.importance[name] = self.decay * self.importance[name] + total / max(self.batches, 1)
-        self.fisher, self.batches = self.weights.zeros(), 0
+        self.fisher.close()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, anchor, and the Fisher information of earlier tasks and of this one."""
-        groups = {"anchor": self.anchor, "importance": self.importance, "fisher": self.fisher}
-        return grouped(weight=self.weights.views(), **groups) | {"batches": torch.tensor(self.batches)}
+        return grouped(weight=self.weights.views(), anchor=self.anchor) | self.fisher.tensors()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take them back."""
-        self.batches = int(tensors.pop("batches"))
         groups = regrouped(tensors, self.device)
         self.weights.put_(groups["weight"])
-        self.anchor, self.importance, self.fisher = groups["anchor"], groups["importance"], groups["fisher"]
+        self.anchor = groups["anchor"]
+        self.fisher.restore(groups)
 
     def footprint(self) -> Footprint:
         """Count the trained weights, the anchor and the Fisher information."""

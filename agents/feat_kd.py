@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.distil import feature_distance
@@ -28,6 +27,7 @@ class FeatKD(Learner):
         targets: Which linear layers of the image encoder are trained.
         lr: Peak learning rate of AdamW; ``None`` is 5e-5 on a real model and 3e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
+        class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
     Raises:
         NotRegisteredError: A target is no layer.
@@ -54,9 +54,11 @@ class FeatKD(Learner):
         targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
         lr: float | None = None,
         ensemble: bool = True,
+        class_loss: str = "ce",
     ) -> None:
         """Free the projections."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=5e-5, tiny=3e-3), ensemble=ensemble)
+        rate = learning_rate(lr, setup, real=5e-5, tiny=3e-3)
+        super().__init__(setup, lr=rate, ensemble=ensemble, class_loss=class_loss)
         if weight < 0:
             raise SettingError(f"Expected weight of 0 or more; got {weight}. 0 is plain fine-tuning.")
         self.weight = weight
@@ -71,7 +73,7 @@ class FeatKD(Learner):
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy and the distance of the features."""
         z = self.backbone.encode_images(images)  # (B, d)
-        loss = F.cross_entropy(self.classify(z, self.training_rows(self._now().prompts)), targets)
+        loss = self.against_labels(self.classify(z, self.training_rows(self._now().prompts)), targets)
         with self.weights.replaced(self.before):
             old = self.backbone.encode_images(images)
         return loss + self.weight * feature_distance(z, old)

@@ -17,8 +17,9 @@ from clgym.memory import SampleMemory
 class Joint(Learner):
     """LoRA trained on the data of all tasks so far; an upper bound, not a continual learner.
 
-    During a task the samples are collected; at its end one adapter is trained on batches of all tasks so far,
-    each batch from one task drawn uniformly and classified among that task's classes.
+    During a task the samples are collected; at its end one adapter is trained on batches of all tasks so far. Where the
+    stream hides the task, a batch mixes all samples and is classified among all classes; elsewhere it is of one task
+    drawn uniformly and classified among that task's classes.
 
     Args:
         setup: What is known of the stream.
@@ -81,7 +82,8 @@ class Joint(Learner):
         steps = max(1, round(self.effort * self._now().steps * len(self.memory.prompts)))
         self.start_optimizer([self.lora.arena()], steps)
         for _ in range(steps):
-            drawn = self.memory.draw(self.batch_size)
+            draw = self.memory.draw_mixed if self._now().task is None else self.memory.draw
+            drawn = draw(self.batch_size)
             if drawn is None:
                 break
             images, targets, prompts = drawn

@@ -30,6 +30,7 @@ class L2(Learner):
         targets: Which linear layers of the image encoder are trained.
         lr: Peak learning rate of AdamW; ``None`` is 5e-5 on a real model and 3e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
+        class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
     Raises:
         NotRegisteredError: A target is no layer.
@@ -59,9 +60,11 @@ class L2(Learner):
         targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"),
         lr: float | None = None,
         ensemble: bool = True,
+        class_loss: str = "ce",
     ) -> None:
         """Free the projections."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=5e-5, tiny=3e-3), ensemble=ensemble)
+        rate = learning_rate(lr, setup, real=5e-5, tiny=3e-3)
+        super().__init__(setup, lr=rate, ensemble=ensemble, class_loss=class_loss)
         if weight < 0:
             raise SettingError(f"Expected weight of 0 or more; got {weight}. 0 is plain fine-tuning.")
         if penalty not in PENALTIES:

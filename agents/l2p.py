@@ -87,8 +87,8 @@ class L2P(Learner):
         self.read_prompts = (read or ("class" if setup.reads_text else "prompts")) == "prompts"
         self.vit = PromptedViT(self.backbone)
         drawn = torch.rand(pool * (length * self.vit.width + self.backbone.embed_dim), generator=self.generator)
-        prompts, keys = (0.01 * drawn.to(self.device)).split(
-            [pool * length * self.vit.width, pool * self.backbone.embed_dim]
+        prompts, keys = torch.split(
+            0.01 * drawn.to(self.device), [pool * length * self.vit.width, pool * self.backbone.embed_dim]
         )
         self.prompts = nn.Parameter(prompts.view(pool, length, -1))
         self.keys = nn.Parameter(keys.view(pool, -1))
@@ -104,12 +104,12 @@ class L2P(Learner):
         logits = self.classify(self.prompted(images, chosen), self.training_rows(self._now().prompts))
         return F.cross_entropy(logits, targets) - self.pull * near.gather(1, chosen).sum(dim=1).mean()
 
-    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` of images, each with its own prompts."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Return features ``(B, embed_dim)`` of images, each with its own prompts."""
         if self.task is None:
-            return super().logits(images, rows)
+            return super().encode(images)
         chosen = nearest(cosines(self.vit.query(images), self.keys), self.top_k)
-        return self.classify(self.prompted(images, chosen), rows)
+        return self.prompted(images, chosen)
 
     def prompted(self, images: Tensor, chosen: Tensor) -> Tensor:
         """Return features ``(B, embed_dim)`` of images beside the prompts of the numbers ``chosen (B, top_k)``."""

@@ -98,13 +98,14 @@ class Experts(nn.Module):
         )
         h = (x @ down.flatten(1, 2).mT + down_bias.flatten(1)[:, None]).relu()  # (B, L, k * width)
         h = h * w.repeat_interleave(down.shape[2], dim=1)[:, None]
-        return SCALE * (h @ up.flatten(1, 2) + (w[..., None] * up_bias).sum(dim=1, keepdim=True))
+        mixed: Tensor = SCALE * (h @ up.flatten(1, 2) + (w[..., None] * up_bias).sum(dim=1, keepdim=True))
+        return mixed
 
     def _logits(self, first: Tensor, routes: Tensor, noise: torch.Generator | None) -> Tensor:
         if noise is None:
             routers = torch.cat([self.routers, self.router[None]]).transpose(0, 1)  # (d, T, E)
-            all_logits = (first @ routers.flatten(1)).unflatten(1, routers.shape[1:])  # (B, T, E)
-            return all_logits[torch.arange(len(first), device=first.device), routes]
+            every = (first @ routers.flatten(1)).view(len(first), *routers.shape[1:])  # (B, T, E)
+            return every[torch.arange(len(first), device=first.device), routes]
         spread = F.softplus(first @ self.noise) + 0.01
         return first @ self.router + torch.randn(spread.shape, generator=noise).to(spread) * spread
 
@@ -179,7 +180,8 @@ def errors(features: Tensor, parts: dict[str, Tensor]) -> Tensor:
     s = (features.float() * features.shape[1] ** 0.5).sigmoid()
     code = (s @ parts["encode"] + parts["code_bias"][:, None]).relu()  # (T, B, code)
     again = (code @ parts["decode"] + parts["bias"][:, None]).sigmoid()  # (T, B, d)
-    return (again - s).square().mean(dim=2).T
+    errors: Tensor = (again - s).square().mean(dim=2).T
+    return errors
 
 
 class MoEAdapters(Learner):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.attention import Encoders
@@ -15,65 +14,21 @@ from clgym.errors import SettingError
 from clgym.events import TaskStart, Train
 from clgym.learner import Learner, learning_rate
 from clgym.lora import LoRALinear, LoRASet
-
-
-def activations(responses: Tensor, topk: int, temperature: float, delta: float | None = None) -> Tensor:
-    """Return how far each rank-1 expert is active, from the experts' own responses.
-
-    The scores are ``s = p / |p|_2`` over the experts. The softmax of ``s / temperature`` is taken among the
-    ``topk`` largest, signed; of equal scores the one of lower index comes first (arXiv:2506.21035).
-
-    Args:
-        responses: ``p = A x``, ``(..., R)``.
-        topk: Most experts active at once.
-        temperature: Of the softmax, above 0; lower is sparser.
-        delta: At evaluation, experts of a lower score are silenced and the others stay as they are.
-
-    Returns:
-        ``(..., R)``, not negative; without ``delta`` each row sums to 1.
-
-    Example:
-        >>> activations(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0).round(decimals=4)
-        tensor([0.6457, 0.0000, 0.3543])
-        >>> activations(torch.tensor([3.0, -4.0, 0.0]), topk=2, temperature=1.0, delta=0.5).round(decimals=4)
-        tensor([0.6457, 0.0000, 0.0000])
-    """
-    scores = F.normalize(responses.float(), dim=-1)
-    if topk < scores.shape[-1]:
-        chosen = largest(scores.detach(), topk)
-        among = (scores.gather(-1, chosen) / temperature).softmax(dim=-1)
-        active = torch.zeros_like(scores).scatter(-1, chosen, among)
-    else:
-        active = (scores / temperature).softmax(dim=-1)
-    return active if delta is None else active.masked_fill(scores < delta, 0.0)
-
-
-def largest(scores: Tensor, k: int) -> Tensor:
-    """Return where the ``k`` largest of each row are, int64 ``(..., k)``; of equal ones the first.
-
-    >>> largest(torch.tensor([1.0, 2.0, 1.0, 1.0]), 2).tolist()
-    [1, 0]
-    """
-    values, chosen = scores.topk(k, dim=-1)
-    least = values[..., -1:]
-    # Of values that are equal, topk takes any; a stable sort takes the first, but takes longer.
-    if ((scores == least).sum(-1) > (values == least).sum(-1)).any():
-        chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return chosen
+from clgym.ops import expert_linear
 
 
 class ExpertLinear(nn.Module):
     """A frozen linear layer beside a bank of frozen rank-1 experts and the fresh ones of a branch.
 
-    ``y = W x + b + B (a * p)`` with ``p = A x`` and ``a = activations(p)``: the value of an expert is
-    multiplied by its raw response. ``A`` and ``B`` hold the experts of all tasks, oldest first; those of old
+    ``y = W x + b + B (a * p)`` with ``p = A x`` and ``a`` of :func:`clgym.ops.rank_gate`: the value of an expert
+    is multiplied by its raw response. ``A`` and ``B`` hold the experts of all tasks, oldest first; those of old
     tasks are one tensor each. In training mode ``delta`` is not applied.
 
     Args:
         fresh: The adapted layer; its branch holds the experts in training.
-        topk: See :func:`activations`.
-        temperature: See :func:`activations`.
-        delta: See :func:`activations`.
+        topk: See :func:`clgym.ops.rank_gate`.
+        temperature: See :func:`clgym.ops.rank_gate`.
+        delta: See :func:`clgym.ops.rank_gate`.
     """
 
     keys: Tensor
@@ -101,13 +56,11 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        p = torch.cat([F.linear(x, self.keys), F.linear(x, self.fresh.A)], dim=-1)  # (..., R)
-        a = activations(p, self.topk, self.temperature, None if self.training else self.delta)
-        h = a * p
-        old, new = h[..., : len(self.keys)], h[..., len(self.keys) :]
-        # The bank takes no gradient, so the two products are apart.
-        y: Tensor = self.fresh.base(x) + (old @ self.values + new @ self.fresh.Bt)
-        return y
+        delta = None if self.training else self.delta
+        base, bank, fresh = self.fresh.base, (self.keys, self.values), (self.fresh.A, self.fresh.Bt)
+        return expert_linear(
+            *(x, base.weight, base.bias, bank, *fresh), topk=self.topk, temperature=self.temperature, delta=delta
+        )
 
 
 def add_experts(lora: LoRASet, topk: int, temperature: float, delta: float) -> dict[str, ExpertLinear]:
@@ -215,6 +168,9 @@ class MoRA(Learner):
         assert self.lora is not None
         kept = self.tasks * self.lora.trainable_count
         return Footprint(self.lora.trainable_count, kept, kept)
+
+    def matrices(self) -> None:
+        """Offer no weights: which experts act depends on the input."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the experts and the counts; the frozen weights never change."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
@@ -18,8 +19,9 @@ from clgym.memory import SampleMemory
 class Replay(Learner):
     """Experience replay from a reservoir (Chaudhry et al. 2019), on merged LoRA.
 
-    Each step adds to the loss of the current batch that of a batch from the memory, drawn from one earlier task
-    and classified among that task's classes.
+    Each step adds to the loss of the current batch that of a batch from the memory. Where the stream hides the task,
+    both are classified among the classes of all tasks so far and the memory is drawn from at random; elsewhere tasks
+    have label spaces of their own, and a replayed batch is of one earlier task and classified among its classes.
 
     Args:
         setup: What is known of the stream.
@@ -39,8 +41,8 @@ class Replay(Learner):
         paper="arXiv:1902.10486",
         family="replay",
         departs=(
-            "A replayed batch comes from one earlier task, since tasks have label spaces of their own; the paper "
-            "mixes tasks in one batch. The learner is a merged LoRA on CLIP."
+            "Where tasks have label spaces of their own, a replayed batch comes from one earlier task; the paper mixes "
+            "tasks in one batch. The learner is a merged LoRA."
         ),
         stores_samples=True,
     )
@@ -70,12 +72,26 @@ class Replay(Learner):
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the current batch's cross-entropy plus that of a replayed one."""
+        if self._now().task is None:
+            return self._loss_among_all(images, targets)
         loss = super().loss(images, targets)
         drawn = self.memory.draw(len(images), before=len(self.memory.prompts) - 1)
         if drawn is None:
             return loss
         old, labels, prompts = drawn
         return loss + self.weight * self.cross_entropy(old.to(self.device), labels.to(self.device), prompts)
+
+    def _loss_among_all(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the same among the classes of all tasks so far, which are encoded once for both batches."""
+        now, (prompts, places) = len(self.memory.prompts) - 1, self.memory.union()
+        rows = self.training_rows(prompts)
+        loss = F.cross_entropy(self.logits(images, rows), places[now].to(self.device)[targets])
+        drawn = self.memory.draw_mixed(len(images), before=now)
+        if drawn is None:
+            return loss
+        old, labels, _ = drawn
+        replayed = F.cross_entropy(self.logits(old.to(self.device), rows), labels.to(self.device))
+        return loss + self.weight * replayed
 
     def learn(self, event: Train) -> None:
         """Take one step, then offer the batch to the memory."""

@@ -14,7 +14,8 @@ from clgym.distil import distillation
 from clgym.errors import SettingError
 from clgym.events import TaskStart
 from clgym.images import ArrayImages, EncodedImages, FileStore
-from clgym.learner import Learner, agent_seed, learning_rate
+from clgym.learner import Learner, learning_rate
+from clgym.seeds import agent_seed
 from clgym.tuning import grouped, regrouped, tune_encoders
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -184,5 +185,5 @@ def read_reference(folder: str, size: int) -> Reference:
             f"Expected reference to be a folder with images and captions.txt; got {folder!r} with {len(found)} images "
             f"and {len(texts)} texts. Give one, such as ImageNet's images and captions of Conceptual Captions."
         )
-    images = EncodedImages(FileStore(tuple(found)), np.zeros(len(found), np.int64), size, flip=False)
+    images = EncodedImages(FileStore(tuple(found)), np.zeros(len(found), np.int64), size)
     return images, tuple(dict.fromkeys(texts))

@@ -23,9 +23,9 @@ import clgym
 from clgym.attention import lora_targets, unfold_attention
 from clgym.backbones import load_clip
 from clgym.events import Event, Query, TaskStart, Train
-from clgym.learner import agent_seed
 from clgym.lora import LoRASet, adapt
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
+from clgym.seeds import agent_seed
 from clgym.sources import embedded_task
 
 

@@ -1,93 +1,112 @@
-"""Every agent on the embedded CLIP-MTIL-v0: a learning-rate ladder on a tuning seed, then the seeds that are reported.
+"""Plays a sweep and writes a page of its tables, ladders, pictures and circumstances.
 
-Run ``python benchmarks/results.py --out runs`` (``--jobs 2`` for two processes); it writes ``docs/results.md`` and the
-pictures beside it. Finished runs are not played again, so it can be stopped and started.
+All arguments but ``--page`` and ``--title`` are those of ``clgym sweep``; finished runs are not played again.
+
+    python benchmarks/results.py CLIP-MTIL-v0 --agents all --seeds 0-2 --ladder lr=5e-4,1e-3,2e-3 --page docs/results.md
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from clgym.leaderboard.table import markdown, summarise
-from clgym.record import RunRecord
-from clgym.runner import folder_of, versions
-
-DOCS = Path(__file__).parents[1] / "docs"
-TUNING_SEED, SEEDS = 100, (0, 1, 2)
-LADDER = (2.5e-4, 5e-4, 1e-3, 2e-3)
-TUNED = ("sequential_lora", "replay", "codyra")
-CONTROLS = {"codyra": ({"gates": "random"}, {"prox": "released"})}
-Job = tuple[str, int, tuple[tuple[str, object], ...]]
+from clgym.console import percent
+from clgym.gallery import stability_plasticity
+from clgym.leaderboard.table import markdown, named, summarise, table_key
+from clgym.plots import png_bytes, scatter_figure
+from clgym.record import RunRecord, write_atomic
 
 
-def play(out: Path, job: Job) -> RunRecord:
-    """Play one run in a process of its own with one thread, or take the finished one."""
-    agent, seed, settings = job
-    words = [word for name, value in settings for word in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "clgym", "run", "CLIP-MTIL-v0", "--agent", agent, "--seeds", str(seed), *words]
-    command += ["--out", str(out), "--resume", "--quiet", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    record = RunRecord(
-        clgym="",
-        scenario="CLIP-MTIL-v0",
-        source="",
-        backbone="",
-        agent=f"{agent}-v0",
-        agent_settings=dict(settings),
-        seed=seed,
-    )
-    print("done:", agent, seed, dict(settings), flush=True)
-    return RunRecord.load(out / folder_of(record))
-
-
-def main() -> None:
-    """Play what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--jobs", type=int, default=2)
-    chosen = parser.parse_args()
-
-    def all_of(jobs: list[Job]) -> list[RunRecord]:
-        with ThreadPoolExecutor(chosen.jobs) as pool:
-            return list(pool.map(lambda job: play(chosen.out, job), jobs))
-
-    ladder = [(agent, TUNING_SEED, (("lr", lr),)) for agent in TUNED for lr in LADDER]
-    tuned = dict(zip([(a, s[0][1]) for a, _, s in ladder], all_of(ladder), strict=True))
-    best = {a: max(LADDER, key=lambda lr, a=a: tuned[a, lr].metrics["average_accuracy"] or 0) for a in TUNED}  # type: ignore[misc]
-    settled: list[tuple[str, tuple[tuple[str, object], ...]]] = [("zero_shot", ()), ("joint", ())]
-    settled += [(agent, (("lr", best[agent]),)) for agent in TUNED]
-    settled += [(a, (*sorted(more.items()), ("lr", best[a]))) for a, extra in CONTROLS.items() for more in extra]
-    records = all_of([(agent, seed, tuple(sorted(s))) for agent, s in settled for seed in SEEDS])
-    rungs = {a: [f"{100 * (tuned[a, lr].metrics['average_accuracy'] or 0):.1f}" for lr in LADDER] for a in TUNED}
-    machine = records[0].hardware
-    minutes = sum(r.resources["seconds"] for r in records) / 60
-    lines = [
-        "# Results on the embedded CLIP-MTIL-v0",
-        "",
-        "Written by `python benchmarks/results.py --out runs`; every number is recomputed from the run records.",
-        f"Seeds {', '.join(map(str, SEEDS))}; mean and 95 % t-interval over seeds, in percent. "
-        f"{machine['machine']}, one thread a run, {minutes:.0f} minutes in all, torch {versions()['torch']}.",
-        "",
-        markdown(summarise(records)),
-        "",
-        f"Learning rates were chosen on seed {TUNING_SEED}, which is not reported, by average accuracy after the last "
-        "task:",
-        "",
-        "| agent | " + " | ".join(f"{lr:g}" for lr in LADDER) + " |",
-        "|---|" + "---|" * len(LADDER),
-        *(f"| {agent} | {' | '.join(cells)} |" for agent, cells in rungs.items()),
-        "",
-    ]
-    notes = DOCS / "results_notes.md"
+def main() -> int:
+    """Sweep and write the page; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, required=True)
+    parser.add_argument("--title", default="Results")
+    chosen, words = parser.parse_known_args()
+    command = [sys.executable, "-m", "clgym", "sweep", *words, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(done.stdout)
+        return done.returncode
+    found = json.loads(done.stdout)
+    records = [RunRecord.load(Path(cell["folder"])) for cell in found["cells"]]
+    lines = [f"# {chosen.title}", "", *introduction(found, records, words), "", markdown(summarise(records)), ""]
+    lines += [*ladders(found["ladders"]), *pictures(records, chosen.page)]
+    notes = chosen.page.with_name(f"{chosen.page.stem}_notes.md")
     lines += [notes.read_text(encoding="utf-8")] if notes.exists() else []
-    (DOCS / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    write_atomic(chosen.page, "\n".join(lines).rstrip().encode() + b"\n")
+    return 0
+
+
+def introduction(found: dict[str, Any], records: list[RunRecord], words: list[str]) -> list[str]:
+    """Return command and circumstances."""
+    rungs = [rung["folder"] for ladder in found["ladders"] for rung in ladder["rungs"] if not rung["error"]]
+    every = [*records, *(RunRecord.load(Path(folder)) for folder in rungs)]
+    minutes = sum(record.resources["seconds"] for record in every) / 60
+    stages = {name: sorted({str(r.hardware[name]) for r in every}) for name in ("machine", "device", "threads")}
+    on = "; ".join(f"{name} {', '.join(values)}" for name, values in stages.items())
+    torch = ", ".join(sorted({record.versions["torch"] for record in every}))
+    skipped = [f"Not played: {skip['agent']} on {skip['scenario']}: {skip['reason']}" for skip in found["skipped"]]
+    return [
+        "Written by `benchmarks/results.py` from the runs of",
+        "",
+        "```bash",
+        shlex.join(["clgym", "sweep", *words]),
+        "```",
+        "",
+        "Percent, mean and 95 % t-interval over seeds, recomputed from the matrices of the run records. "
+        f"{len(every)} runs of {minutes:.1f} minutes in all; {on}; torch {torch}.",
+        *(line for skip in skipped for line in ("", skip)),
+    ]
+
+
+def ladders(climbed: list[dict[str, Any]]) -> list[str]:
+    """Return a table of every scenario's ladders, the chosen rung in bold."""
+    lines = []
+    for stage in dict.fromkeys(named(ladder["scenario"], ladder["scenario_settings"]) for ladder in climbed):
+        here = [one for one in climbed if named(one["scenario"], one["scenario_settings"]) == stage]
+        rungs = list(dict.fromkeys(_words(rung["settings"]) for one in here for rung in one["rungs"]))
+        lines += [f"### Ladders on {stage}", ""]
+        lines += [
+            f"Chosen on seed {here[0]['tuning_seed']}, which is not reported, by `average_accuracy` in percent:",
+            "",
+        ]
+        lines += ["| agent | " + " | ".join(rungs) + " |", "|---|" + "---:|" * len(rungs)]
+        for one in here:
+            cells = {
+                _words(rung["settings"]): "**" * (rung["settings"] == one["chosen"])
+                + ("failed" if rung["error"] else percent(rung["average_accuracy"]))
+                + "**" * (rung["settings"] == one["chosen"])
+                for rung in one["rungs"]
+            }
+            agent = named(one["agent"], one["agent_settings"])
+            lines.append(f"| {agent} | " + " | ".join(cells.get(rung, "") for rung in rungs) + " |")
+        lines.append("")
+    return lines
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def pictures(records: list[RunRecord], page: Path) -> list[str]:
+    """Draw stability against plasticity for each table, beside the page; return the lines that show it."""
+    tables: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records:
+        tables.setdefault(table_key(record), []).append(record)
+    lines = []
+    for number, group in enumerate(tables.values()):
+        title = named(group[0].scenario, {"source": group[0].source, **group[0].scenario_settings})
+        path = Path("img") / f"{page.stem}_{number + 1}.png"
+        write_atomic(page.parent / path, png_bytes(scatter_figure(stability_plasticity(group), title)))
+        lines += [f"![Stability against plasticity on {title}]({path.as_posix()})", ""]
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import functools
-import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperCommand
 
 import clgym
-from clgym.console import (
-    emit,
-    fail,
-    fail_with,
-    matrix_table,
-    metrics_table,
-    note,
-    percent,
-    plain_table,
-    stdout,
-)
-from clgym.errors import ClgymError, NotRegisteredError, SettingError
+from clgym.console import emit, fail_with, matrix_table, metrics_table, note, percent, plain_table, stdout
+from clgym.errors import ClgymError, NotRegisteredError
+from clgym.listing import listing
+from clgym.options import AsJson, Runs
 from clgym.registry import Room, entries, find
-
-if TYPE_CHECKING:
-    from clgym.record import RunRecord
+from clgym.run_verb import run
+from clgym.sweep_verb import SweepCommand, sweep
 
 # What is heavy is imported inside the verbs: `clgym list` must answer at once.
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders above some.")]
-INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -55,7 +41,7 @@ def main() -> None:
     app(prog_name="clgym")
 
 
-def verb(function: Callable[..., None]) -> Callable[..., None]:
+def verb(function: Callable[..., None], cls: type[TyperCommand] | None = None) -> Callable[..., None]:
     """Enter a function as a verb; our own errors become one line and an exit code."""
 
     @functools.wraps(function)
@@ -67,7 +53,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(error.exit_code) from error
 
     name = function.__name__.rstrip("_")
-    app.command(name)(guarded)
+    app.command(name, cls=cls)(guarded)
     return guarded
 
 
@@ -88,7 +74,7 @@ def _options(
 
 @verb
 def list_(
-    kind: Annotated[str, typer.Option(help="Only this kind of scenario or family of agent.")] = "",
+    kind: Annotated[str, typer.Option(help="Only scenarios that are or can be made this kind, or this family.")] = "",
     agents: Annotated[bool, typer.Option("--agents", help="Only agents.")] = False,
     scenarios: Annotated[bool, typer.Option("--scenarios", help="Only scenarios.")] = False,
     as_json: AsJson = False,
@@ -96,23 +82,7 @@ def list_(
     """List scenarios and agents."""
     rooms: list[Room] = ["scenarios"] if scenarios or not agents else []
     rooms += ["agents"] if agents or not scenarios else []
-    found: dict[str, list[dict[str, str]]] = {room: [] for room in rooms}
-    for room in rooms:
-        for id, entry in entries(room).items():
-            of = entry.spec.kind if room == "scenarios" else entry.spec.family
-            found[room].append({"id": id, "title": entry.spec.title, "kind": of, "paper": entry.spec.paper})
-    kinds = sorted({row["kind"] for rows in found.values() for row in rows})
-    if kind and kind not in kinds:
-        raise SettingError(str(NotRegisteredError.among("kind", kind, kinds)))
-    shown = {room: [row for row in rows if kind in ("", row["kind"])] for room, rows in found.items()}
-    tables = [
-        plain_table(
-            [room, "title", "kind" if room == "scenarios" else "family", "paper"],
-            [*(list(row.values()) for row in rows), [""] * 4],
-        )
-        for room, rows in shown.items()
-        if rows
-    ]
+    shown, tables = listing(rooms, kind)
     emit(shown, as_json, *tables)
 
 
@@ -154,109 +124,37 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-@verb
-def run(
-    scenario: Annotated[str, typer.Argument(help="Scenario id.")],
-    agent: Annotated[list[str], typer.Option(help="Agent id; may be given again.")],
-    seeds: Annotated[str, typer.Option(help="Such as 0-2 or 0,1,5.")] = "0",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the agent.")] = None,
-    with_: Annotated[
-        list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="Setting of the scenario.")
-    ] = None,
-    source: Annotated[str, typer.Option(help="embedded, hub or a folder; the same as --with source=.")] = "",
-    out: Annotated[Path, typer.Option(help="Where runs are written.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 for mixed precision.")] = "fp32",
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard.")] = False,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no tables.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Play a scenario with agents, seed after seed, and keep a record of each run."""
-    from clgym.jobs import planned, play, unclaimed, watchers
-    from clgym.jobs import seeds as listed
-
-    if resume and overwrite:
-        raise SettingError("Expected --resume or --overwrite; got both. Leave one out.")
-    of_scenario = [*(with_ or []), *([f"source={source}"] if source else [])]
-    jobs = planned(scenario, agent, listed(seeds), out, scenario_settings=of_scenario, agent_settings=set_ or [])
-    if not (resume or overwrite):
-        unclaimed(jobs)
-    done: dict[Path, RunRecord] = {}
-    for number, job in enumerate(jobs, 1):
-        if not quiet:
-            note(f"[{number}/{len(jobs)}] {job.scenario} · {job.agent} · seed {job.seed}")
-        try:
-            with ExitStack() as stack:
-                callbacks = watchers(stack, bar=not quiet and sys.stderr.isatty(), tensorboard=tensorboard, wandb=wandb)
-                record = play(
-                    job,
-                    out,
-                    resume=resume,
-                    overwrite=overwrite,
-                    device=device,
-                    precision=precision,
-                    callbacks=callbacks,
-                )
-        except KeyboardInterrupt as error:
-            words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-            again = shlex.join(["clgym", *words, "--resume"])
-            fail(
-                "Interrupted",
-                f"Interrupted; {job.folder} keeps a checkpoint. Continue with: {again}",
-                as_json,
-            )
-            raise typer.Exit(INTERRUPTED) from error
-        done[job.folder] = record
-        if not (quiet or as_json):
-            _show_run(job.folder, record)
-    _finish_run(done, quiet, as_json)
-
-
-def _show_run(folder: Path, record: RunRecord) -> None:
-    """Print matrix, metrics and folder of one run."""
-    console = stdout()
-    title = f"{record.scenario} · {record.agent} · seed {record.seed}"
-    console.print(matrix_table(record.matrix, record.tasks, title))
-    console.print()
-    console.print(metrics_table(record.metrics, find("scenarios", record.scenario).spec.metrics))
-    console.print(f"\nrecord: {folder}\n", markup=False, soft_wrap=True)
-
-
-def _finish_run(done: dict[Path, RunRecord], quiet: bool, as_json: bool) -> None:
-    """Print what all runs come to."""
-    payload = {"runs": [{"folder": str(f), **r.model_dump(mode="json")} for f, r in done.items()]}
-    if as_json:
-        emit(payload, True)
-    elif quiet:
-        print("\n".join(map(str, done)))
-    elif len(done) > 1:
-        from clgym.leaderboard.table import rich_tables, summarise
-
-        emit(payload, False, *rich_tables(summarise(done.values()), stdout().width))
+verb(run)
+verb(sweep, cls=SweepCommand)
 
 
 @verb
 def score(
     runs: Runs,
     joint: Annotated[Path | None, typer.Option(help="Runs of a joint agent, for intransigence.")] = None,
+    single: Annotated[
+        Path | None, typer.Option(help="Runs of single_task, for the gap to a fresh start and forward transfer.")
+    ] = None,
+    columns: Annotated[str, typer.Option(metavar="A,B,C", help="What tables show; see clgym explain.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Recompute every number of runs from their predictions, and compare with what was recorded."""
+    from clgym.columns import chosen, needing, shown, values
     from clgym.leaderboard.table import rich_tables, summarise
-    from clgym.rescore import finished, joint_reference, rescored
+    from clgym.rescore import finished, reference, rescored
 
+    ids = chosen(columns) if columns else ()
+    given = {kind: path for kind, path in (("joint", joint), ("single", single)) if path is not None}
     done, waiting = finished(runs)
     for folder in waiting:
         note(f"Skipped {folder}: not finished.")
     reports = {}
     for folder, record in done.items():
         note(f"Scoring {folder}")
-        references = {} if joint is None else {"joint": joint_reference([joint], record)}
+        references = {kind: reference(kind, [path], record) for kind, path in given.items()}
         reports[folder] = rescored(folder, record, **references)
-    rows = summarise(done.values())
+        done[folder] = record.model_copy(update={"metrics": reports[folder].metrics})
+    rows = summarise(done.values(), ids, () if ids else needing(given))
     payload = {
         "runs": [
             {"folder": str(f), "tasks": r.tasks, "R": r.R.tolist(), "metrics": r.metrics} for f, r in reports.items()
@@ -265,14 +163,14 @@ def score(
     }
     if len(reports) == 1:
         ((folder, report),) = reports.items()
-        ids = (*find("scenarios", done[folder].scenario).spec.metrics, *(["intransigence"] if joint else []))
+        ids = ids or shown(find("scenarios", done[folder].scenario).spec.metrics, report.metrics)
         title = f"{rows[0].table} · {rows[0].label} · seed {rows[0].seeds[0]}"
         emit(
             payload,
             as_json,
             matrix_table(report.R, report.tasks, title),
             "",
-            metrics_table(report.metrics, ids),
+            metrics_table(values(done[folder]), ids),
         )
     else:
         emit(payload, as_json, *rich_tables(rows, stdout().width))
@@ -304,18 +202,18 @@ def explain(
     metric: Annotated[str, typer.Argument(help="Metric id; without it all are listed.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a metric is: formula, range, direction, source, and what it is not."""
-    from clgym.metrics import METRICS
-    from clgym.metrics import explain as explained
+    """Say what a metric or another column is: formula, range, direction, source, and what it is not."""
+    from clgym.columns import columns
+    from clgym.columns import explain as explained
 
     if metric:
         text = explained(metric)
-        emit(_metric(METRICS[metric]) | {"text": text}, as_json, escape(text))
+        emit(_metric(columns()[metric]) | {"text": text}, as_json, escape(text))
         return
     better = {True: "higher", False: "lower", None: ""}
-    rows = [[m.id, m.title, better[m.higher_is_better], m.formula] for m in METRICS.values()]
+    rows = [[m.id, m.title, better[m.higher_is_better], m.formula] for m in columns().values()]
     table = plain_table(["metric", "title", "better", "formula"], rows)
-    emit({"metrics": [_metric(m) for m in METRICS.values()]}, as_json, table)
+    emit({"metrics": [_metric(m) for m in columns().values()]}, as_json, table)
 
 
 def _metric(metric: Any) -> dict[str, Any]:
@@ -346,7 +244,7 @@ def conformance(as_json: AsJson = False) -> None:
     headings = ["library", "its word", "%", "our id", "remark"]
     title = f"What libraries call by the field's words, on the case {pack.peers_case}:\n"
     faults = plain_table(["case", "metric", "expected", "got"], wrong) if failures else ""
-    emit(payload, as_json, title, plain_table(headings, peers), "", verdict, faults)
+    emit(payload, as_json, title, plain_table(headings, peers, whole=(0, 1, 3)), "", verdict, faults)
     if failures:
         raise typer.Exit(1)
 
@@ -368,7 +266,7 @@ def download(
         for name in sorted((*wanted.here, *wanted.missing), key=list(SETS).index)
     ]
     title = f"{wanted.scenario} needs, besides the model {wanted.backbone}:\n"
-    table = plain_table(["data set", "hub", "licence", "state"], rows)
+    table = plain_table(["data set", "hub", "licence", "state"], rows, whole=(0, 1))
     if check or not as_json:
         emit(payload, as_json, title, table)
     if not check:

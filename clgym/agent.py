@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from clgym.errors import UnsupportedEventError
-from clgym.events import Answer, End, Event, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, End, Event, Inputs, Query, TaskEnd, TaskStart, Train
 
 EMBEDDED_CLIP, EMBEDDED_VIT, TIMM = "embedded/tiny-clip", "embedded/tiny-vit", "timm/"
 
@@ -159,3 +160,20 @@ class Agent(ABC):
     def footprint(self) -> Footprint:
         """Return what the agent costs besides time."""
         return Footprint()
+
+    def features(self, inputs: Inputs) -> Array | None:
+        """Return the features ``(B, d)`` that the classifier reads, for :mod:`clgym.whitebox`; ``None`` offers none.
+
+        This and the two methods below change nothing in the agent, and see no labels.
+        """
+        del inputs
+        return None
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        """Return the hidden units' mean absolute values over tokens, ``(B, units)`` by layer; ``None`` offers none."""
+        del inputs
+        return None
+
+    def matrices(self) -> Iterable[Array] | None:
+        """Return the network's parameters as they act now, one array each; ``None`` offers none."""
+        return None

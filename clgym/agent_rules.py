@@ -125,6 +125,25 @@ def answering_changes_nothing(trial: Trial) -> str:
     return ""
 
 
+def looking_inside_changes_nothing(trial: Trial) -> str:
+    """``features`` and ``activations`` have one row per input, and they and ``matrices`` leave the agent as it is."""
+    agent, query = trial.paused
+    before, answer, rows = _through_disk(agent), agent.act(query), len(query.inputs)
+    features, layers = agent.features(query.inputs), agent.activations(query.inputs)
+    for name, array in [("features", features), *(("activations", layer) for layer in layers or ())]:
+        if array is not None and (array.ndim != 2 or len(array) != rows or array.dtype.kind != "f"):
+            found = f"{array.dtype} of shape {array.shape}"
+            return f"Expected {name} as floats with one row for each of {rows} inputs; got {found}. Flatten the rest."
+    norms = [float(np.linalg.norm(matrix)) for matrix in agent.matrices() or ()]
+    if not np.isfinite(norms).all():
+        return f"Expected finite weights; got norms {norms}. Lower the learning rate, or offer no matrices."
+    if name := changed(before, _through_disk(agent)):
+        return f"Expected a look inside to change no state; got another {name!r}. Encode without learning."
+    if not _same(answer, agent.act(query)):
+        return "Expected the same answer after a look inside; got another. Remove every hook."
+    return ""
+
+
 def answers_do_not_depend_on_the_batch(trial: Trial) -> str:
     """A question gets the same answer, within 1e-4, alone, among others and in any order."""
     agent, query = trial.paused
@@ -216,6 +235,7 @@ RULES: tuple[Callable[[Trial], str], ...] = (
     it_plays_to_the_end,
     the_same_seed_gives_the_same_answers,
     answering_changes_nothing,
+    looking_inside_changes_nothing,
     answers_do_not_depend_on_the_batch,
     a_state_continues_bit_for_bit,
     its_footprint_counts,

@@ -172,26 +172,30 @@ def windowed_plasticity(R: Matrix, probes: Probes, window: int = 10) -> float:
 
 @metric(
     "Learning curve area (LCA)",
-    "mean_{b=0..beta} mean_t acc_t after b steps on task t",
+    "mean_{b=0..beta} mean_t acc_t after b periods of p steps on task t, p = the first step probed",
     better="higher",
-    source="arXiv:1812.00420, sec. 3",
+    source="arXiv:1812.00420, sec. 3, where p = 1",
 )
 def learning_curve_area(R: Matrix, probes: Probes, beta: int = 10) -> float:
-    """Mean accuracy on the task in training at its steps 0 to ``beta``, in [0, 1]; higher is better.
+    """Mean accuracy on the task in training at its steps 0, p, 2p to ``beta`` p, in [0, 1]; higher is better.
 
-    Step 0 is ``R[t-1,t]`` where it is not probed. NaN unless every task is probed at each of the steps 1 to
-    ``beta``. Chaudhry et al. 2019. Not the area over a whole task, and not comparable between batch sizes: a
-    step is one batch.
+    ``p`` is the lowest step above 0 that is probed in any task; with ``p = 1``, every batch, it is the paper's number.
+    Step 0 is ``R[t-1,t]`` where it is not probed. NaN unless every task is probed at each of the steps p to
+    ``beta`` p, all before its end. Chaudhry et al. 2019. Not the area over a whole task, and not comparable between
+    batch sizes or periods: a step is one batch.
 
     >>> R = np.array([[0.0], [1.0]])
     >>> learning_curve_area(R, Probes([1, 1], [0, 1], [[0.25], [0.75]]), beta=1)
     0.5
+    >>> learning_curve_area(R, Probes([1, 1], [5, 10], [[0.5], [0.7]]), beta=2)
+    0.39999999999999997
     """
     probed = zip(probes.task_learning, probes.step, probes.accuracy, strict=True)
     seen = {(t, b): accuracy[t - 1] for t, b, accuracy in probed}
+    period = min((b for _, b in seen if b), default=1)
     tasks = range(1, R.shape[1] + 1)
     untrained = {(t, 0): R[t - 1, t - 1] for t in tasks}
-    return mean([(untrained | seen).get((t, b), np.nan) for t in tasks for b in range(beta + 1)])
+    return mean([(untrained | seen).get((t, b * period), np.nan) for t in tasks for b in range(beta + 1)])
 
 
 @metric(

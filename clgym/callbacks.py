@@ -36,6 +36,34 @@ class Callback:
         """Be told that the run is finished."""
 
 
+class Story:
+    """What a run is doing, in a few words, and the accuracy of its current round of questions."""
+
+    def __init__(self) -> None:
+        """Begin before the first task."""
+        self.what = ""
+        self._task = "a task"  # a run that goes on inside one has not seen its start
+        self._right = self._asked = 0.0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy so far in the current or last round of questions, in [0, 1]; ``None`` while learning."""
+        return self._right / self._asked if self._asked else None
+
+    def follow(self, env: ContinualEnv, event: Event, reward: float) -> None:
+        """Take in an event and its reward."""
+        match event:
+            case TaskStart():
+                self._task = event.name or "a task"
+            case Train():
+                self._right = self._asked = 0.0
+                self.what = f"learning {self._task}"
+            case Query():
+                self._right += reward * len(event.inputs)
+                self._asked += len(event.inputs)
+                self.what = "asking all" if event.task is None else f"asking {env.task_names[event.task]}"
+
+
 class ProgressBar(Callback):
     """One line with task, event, running accuracy and time left, drawn within ``with ProgressBar() as bar:``.
 
@@ -74,23 +102,14 @@ class ProgressBar(Callback):
         del folder
         name = f"{record.agent} · seed {record.seed}"
         self._bar = self._progress.add_task(name, total=env.length, completed=env.position, what="", accuracy="  -  ")
-        self._right = self._asked = 0.0
-        self._task = "zero-shot"
+        self._story = Story()
 
     def on_event(self, env: ContinualEnv, event: Event, reward: float) -> None:
         """Move the bar; the accuracy is that of the current round of questions."""
-        fields: dict[str, Any] = {}
-        match event:
-            case TaskStart():
-                self._task = event.name or "a task"
-            case Train():
-                self._right = self._asked = 0.0
-                fields["what"] = f"learning {self._task}"
-            case Query():
-                self._right += reward * len(event.inputs)
-                self._asked += len(event.inputs)
-                what = "asking all" if event.task is None else f"asking {env.task_names[event.task]}"
-                fields = {"what": what, "accuracy": f"{100 * self._right / self._asked:4.1f} %"}
+        self._story.follow(env, event, reward)
+        fields: dict[str, Any] = {"what": self._story.what}
+        if (accuracy := self._story.accuracy) is not None:
+            fields["accuracy"] = f"{100 * accuracy:4.1f} %"
         self._progress.update(self._bar, completed=env.position, **fields)
 
     def on_end(self, env: ContinualEnv, record: RunRecord) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from clgym.columns import columns, said
 from clgym.errors import ClgymError
-from clgym.metrics import METRICS
 
 PIPE_WIDTH = 160  # columns where nobody watches, so that files and pipes get whole lines
+NARROWEST = 10  # columns that a text is given where there is no room
 
 
 def stdout() -> Console:
@@ -39,7 +40,17 @@ def emit(payload: Any, as_json: bool, *shown: RenderableType) -> None:
         return
     console = stdout()
     for part in shown:
-        console.print(part)
+        show(console, part)
+
+
+def show(console: Console, part: RenderableType) -> None:
+    """Print something; a table whose columns do not fit is wider than the terminal rather than broken."""
+    if isinstance(part, Table):
+        _, right, _, left = part.padding
+        frame = len(part.columns) * (left + right) + (len(part.columns) + 1 if part.box else 0)
+        least = sum(column.min_width or 1 for column in part.columns) + frame
+        part.width = least if least > console.width else part.width
+    console.print(part, crop=False)
 
 
 def note(text: str) -> None:
@@ -97,22 +108,54 @@ def matrix_table(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str) -
 
 
 def metrics_table(metrics: Mapping[str, float | None], ids: Sequence[str]) -> Table:
-    """Return some metrics of a run with their titles, in percent, and which way is better."""
+    """Return some columns of a run with their titles, shares in percent, and which way is better."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading, side in (("metric", "left"), ("%", "right"), ("better", "left"), ("title", "left")):
-        table.add_column(heading, justify="right" if side == "right" else "left")
+        room = longest_word(ids) if heading == "metric" else None
+        table.add_column(heading, justify="right" if side == "right" else "left", min_width=room)
     for id in ids:
         if id in metrics:
-            better = {True: "higher", False: "lower", None: ""}[METRICS[id].higher_is_better]
-            table.add_row(id, percent(metrics[id]), better, escape(METRICS[id].title))
+            better = {True: "higher", False: "lower", None: ""}[columns()[id].higher_is_better]
+            table.add_row(id, said(id, metrics[id]), better, escape(columns()[id].title))
     return table
 
 
-def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of texts, shown as they are."""
+def whitebox_table(rows: Sequence[Mapping[str, float | None]], tasks: Sequence[str]) -> RenderableType:
+    """Return the white-box columns of a run, a row per look: before training and after each task."""
+    ids = list(rows[0]) if rows else []
+    if not ids:
+        return "This agent offers no look inside: no white-box columns."
+    ends = [f"{t} {name}" for t, name in enumerate(tasks, 1)]
+    if len(rows) <= len(tasks):
+        ends = ["the whole stream"]  # whose boundaries are hidden
+    names = ["0 (before training)", *ends]
+    cells = [[name, *(said(id, row.get(id)) for id in ids)] for name, row in zip(names, rows, strict=True)]
+    title = "white-box columns, on the frozen batch" + ("; dormant_units in %" if "dormant_units" in ids else "")
+    return Group(plain_table(["after learning", *ids], cells), f"[dim]{title}[/]")
+
+
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], whole: Sequence[int] = (0,)) -> Table:
+    """Return a table of texts, shown as they are.
+
+    Args:
+        headings: One per column.
+        rows: Their texts.
+        whole: Columns with ids, which users copy: their words are never broken, however narrow the terminal.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for number, heading in enumerate(headings):
+        cells = [heading, *(row[number] for row in rows)]
+        room = longest_word(cells) if number in whole else min(NARROWEST, longest_word(cells))
+        table.add_column(heading, overflow="fold", min_width=room)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def longest_word(texts: Iterable[str]) -> int:
+    """Return the width that a column needs to break no word.
+
+    >>> longest_word(["codyra-v0, r=8", "replay-v0"])
+    10
+    """
+    return max((len(word) for text in texts for word in text.split()), default=0)

@@ -34,3 +34,21 @@ def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     tensor(12.5000)
     """
     return (student - teacher.detach()).square().sum(dim=-1).mean()
+
+
+def sigmoid_loss(logits: Tensor, shares: Tensor) -> Tensor:
+    """Return the binary cross-entropy of a sigmoid per class, summed over classes and averaged over rows.
+
+    With one-hot shares it is the class loss of LwF.MC (Rebuffi et al. 2017, arXiv:1611.07725), with a teacher's
+    sigmoids its distillation.
+
+    Args:
+        logits: ``(B, C)``.
+        shares: In [0, 1], ``(B, C)``; no gradient reaches them.
+
+    Example:
+        >>> import torch
+        >>> sigmoid_loss(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.5]])) / torch.tensor(2.0).log()
+        tensor(3.)
+    """
+    return F.binary_cross_entropy_with_logits(logits, shares.detach(), reduction="sum") / len(logits)

@@ -58,6 +58,7 @@ def examine() -> Iterator[Finding]:
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         packages,
         accelerator,
+        kernels,
         threads,
         weights,
         data,
@@ -100,6 +101,24 @@ def accelerator() -> Iterator[Finding]:
         yield Finding("triton", "ok", version("triton"))
     else:
         yield Finding("triton", "warn", "not installed: plain torch instead of kernels", "pip install triton")
+
+
+def kernels() -> Iterator[Finding]:
+    """Say which path the ops take on this machine, and why; see :func:`clgym.ops.explain` for a single call."""
+    import torch
+
+    from clgym.backend import KERNELS, Choice, choose
+
+    cuda = torch.cuda.is_available()
+    paths: dict[Choice, list[str]] = {}
+    for op, kernel in KERNELS.items():
+        probe = torch.zeros(1, dtype=kernel.dtypes[0], device="cuda" if cuda else "cpu")
+        paths.setdefault(choose(op, probe, min(16, kernel.ranks)), []).append(op)
+    for choice, ops in paths.items():
+        slow = cuda and choice.path == "torch"
+        what = f"{choice.reason}: {', '.join(ops)}"
+        fix = "pip install triton, on a GPU of compute capability 8.0 or newer" if slow else ""
+        yield Finding(f"ops on {choice.path}", "warn" if slow else "ok", what, fix)
 
 
 def threads() -> Iterator[Finding]:

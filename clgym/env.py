@@ -18,6 +18,7 @@ from clgym.lookahead import Lookahead
 from clgym.plan import Plan, Step, batch_index, plan
 from clgym.scenario import Scenario, Task
 from clgym.scorer import Report, Scorer
+from clgym.seeds import Entropies, StreamSeeds, next_entropy
 from clgym.spaces import AnswerSpace, EventSpace, fault_of_scores
 
 
@@ -26,6 +27,7 @@ class _Lifetime:
     """What one reset draws: the tasks in order, the plan, label space, sample ids and question order."""
 
     entropy: int
+    drawn: Entropies
     tasks: tuple[Task, ...]
     plan: Plan
     space: LabelSpace
@@ -42,17 +44,18 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
     Args:
         scenario: What to play.
         render_mode: ``"ansi"``: one line for the last event; ``"rgb_array"``: the accuracy matrix so far.
+        seeds: Which of the stream's generators have a seed of their own; ``None``: none has.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(self, scenario: Scenario, render_mode: str | None = None) -> None:
+    def __init__(self, scenario: Scenario, render_mode: str | None = None, seeds: StreamSeeds | None = None) -> None:
         """Read the settings; no data is loaded before ``reset``."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise SettingError(
                 f"Expected render_mode to be None, 'ansi' or 'rgb_array'; got {render_mode!r}. Choose one of these."
             )
-        self.scenario, self.render_mode = scenario, render_mode
+        self.scenario, self.render_mode, self.seeds = scenario, render_mode, seeds or StreamSeeds()
         self.teaching = scenario.teaching
         self._told = self.teaching.task_given and self.teaching.boundaries == "given"
         self.observation_space = EventSpace(scenario.shape)
@@ -78,7 +81,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
             raise SettingError(f"Expected the option 'resume' or none; got {sorted(unknown)}. Remove the others.")
         state = (options or {}).get("resume")
         if state is None:
-            self._start(int(self.np_random.integers(2**63)))
+            self._start(next_entropy(self.np_random))
             self._position = 0
         else:
             self._resume(state)
@@ -149,7 +152,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         stream = json.dumps(
             [
                 asdict(self.teaching),
-                str(life.entropy),
+                str(life.drawn),
                 [[t.name, t.classes, t.prompts, len(t.train), len(t.test)] for t in life.tasks],
             ]
         )
@@ -181,6 +184,19 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         """
         self._playing()
         return self.scorer.rescore(predictions, **references)
+
+    def held_out(self, size: int) -> Inputs:
+        """Return the inputs of the first questions of every task, without labels: the same for every agent and seed.
+
+        Args:
+            size: How many in all, shared out evenly; fewer where a task has fewer questions.
+        """
+        life = self._playing()
+        share = -(-size // len(life.tasks))
+        parts = [t.test.batch(order[:share]) for t, order in zip(life.tasks, life.questions, strict=True)]
+        if isinstance(parts[0], tuple):
+            return tuple(text for part in parts for text in part)
+        return np.concatenate(parts)
 
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""
@@ -230,9 +246,10 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return {"position": self._position, "length": self.length}
 
     def _start(self, entropy: int) -> None:
-        """Draw a lifetime: order, few-shot samples, ids and batches all follow from ``entropy``."""
+        """Draw a lifetime: all follows from ``entropy``, but for generators with a seed of their own."""
         self.close()
-        rng = np.random.default_rng([entropy, 0])
+        drawn = self.seeds.drawn(entropy)
+        rng = drawn.ordering()
         tasks = tuple(self.scenario.tasks(rng))
         laid = plan([len(t.train) for t in tasks], [len(t.test) for t in tasks], self.teaching)
         sizes = [len(t.train) for t in tasks]
@@ -240,7 +257,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         # The order of questions is part of the stream, not of a lifetime: question 7 is the same for every seed.
         questions = tuple(np.random.default_rng(j).permutation(len(t.test)) for j, t in enumerate(tasks))
         space = LabelSpace(tasks, self.teaching)
-        self._life = _Lifetime(entropy, tasks, laid, space, tuple(ids), questions)
+        self._life = _Lifetime(entropy, drawn, tasks, laid, space, tuple(ids), questions)
         labels = [
             space.labels(j, t.test.targets[order]) for j, (t, order) in enumerate(zip(tasks, questions, strict=True))
         ]
@@ -329,7 +346,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         return TaskStart(t, life.tasks[t].name, life.tasks[t].description, classes, prompts, samples, steps)
 
     def _index(self, life: _Lifetime, step: Step) -> IntArray:
-        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, (life.entropy, 1, step.task))
+        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, life.drawn.batches(step.task))
 
     def _targets(self, life: _Lifetime, step: Step) -> IntArray:
         return life.space.labels(step.task, life.tasks[step.task].train.targets[self._index(life, step)])
@@ -341,7 +358,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         task = life.tasks[step.task]
         if step.kind == "query":
             return task.test.batch(life.questions[step.task][step.start : step.stop])
-        rng = np.random.default_rng([life.entropy, 2, *step[1:3]]) if task.train.decodes else None
+        rng = life.drawn.augmentation(step.task, step.batch) if task.train.decodes else None
         return task.train.batch(self._index(life, step), rng)
 
     def _next_read(self, position: int) -> int | None:

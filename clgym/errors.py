@@ -75,6 +75,12 @@ class DependencyError(ClgymError, ImportError):
     exit_code = 6
 
 
+class BackendError(ClgymError, RuntimeError):
+    """The backend that was asked for cannot serve the call; the message says why and what can."""
+
+    exit_code = 6
+
+
 class UnsupportedEventError(ClgymError, NotImplementedError):
     """An agent was shown a kind of event that it does not handle."""
 
@@ -85,3 +91,9 @@ class ContractError(ClgymError, AssertionError):
     """An agent or a scenario breaks a rule of :mod:`clgym.check`; the message names the rule and the fix."""
 
     exit_code = 7
+
+
+class WorkerError(ClgymError, RuntimeError):
+    """A process that played a run ended without a word: killed, or out of memory."""
+
+    exit_code = 8

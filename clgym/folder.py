@@ -281,7 +281,7 @@ def _count(file: Path, label: str, below: int) -> int:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    return pc.sum(pc.less(pq.read_table(file, columns=[label])[label], below)).as_py() or 0  # type: ignore[no-any-return]
+    return int(pc.sum(pc.less(pq.read_table(file, columns=[label])[label], below)).as_py() or 0)
 
 
 def parquet_rows(file: Path, image: str, label: str) -> int:

@@ -86,6 +86,7 @@ class Metric:
         needs: Inputs without which it cannot be computed.
         takes: All inputs, ``needs`` first.
         function: The metric itself; its inputs are checked at each call.
+        percent: Whether it is a share, shown in percent; others are shown as they are.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Metric:
     needs: tuple[str, ...]
     takes: tuple[str, ...]
     function: Callable[..., float]
+    percent: bool = True
 
 
 METRICS: dict[str, Metric] = {}
@@ -147,7 +149,11 @@ def explain(id: str) -> str:
     """
     if id not in METRICS:
         raise NotRegisteredError.among("metric", id, METRICS)
-    m = METRICS[id]
+    return describe(METRICS[id])
+
+
+def describe(m: Metric) -> str:
+    """Say all that a metric states about itself, and its docstring."""
     direction = {True: "higher is better", False: "lower is better", None: "neither direction is better"}
     optional = [f"{name} (optional)" for name in m.takes if name not in m.needs]
     return "\n".join(

@@ -26,7 +26,6 @@ ICARL = (
     *(1, 28, 6, 46, 62, 82, 53, 9, 31, 75, 38, 63, 33, 74, 27, 22, 36, 3, 16, 21, 60, 19, 70, 90, 89),
     *(43, 5, 42, 65, 76, 40, 30, 23, 85, 2, 95, 56, 48, 71, 64, 98, 13, 99, 7, 34, 55, 54, 26, 35, 39),
 )
-ORDERS = ("pilot", "coda", "zscl", "drawn", "listed")
 SHIFTS = ("class", "domain", "instance")
 SMALL_BATCH, SMALL_PASSES = 32, 8
 
@@ -65,7 +64,7 @@ class Increments:
         orders: The paper's orders, the usual one first.
         splits: Number of tasks; 0 takes the usual.
         order: Order of the classes, see :func:`class_order`; ``""`` takes the usual.
-        order_seed: Seed of the order ``"coda"``.
+        coda_seed: Seed of the order ``"coda"``.
         shift: What changes between tasks: ``"class"``; ``"domain"``: all tasks have all classes, each in another
             style of :data:`clgym.worlds.styles.STYLES`; ``"instance"``: all tasks have all classes, in new pictures.
         tasks: Play the first so many tasks only; 0 plays all.
@@ -83,20 +82,20 @@ class Increments:
         orders: Sequence[str],
         splits: int = 0,
         order: str = "",
-        order_seed: int = 0,
+        coda_seed: int = 0,
         shift: str = "class",
         tasks: int = 0,
         first: int = 0,
     ) -> None:
         """Check the settings; nothing is loaded."""
-        not_negative(splits=splits, order_seed=order_seed, tasks=tasks)
+        not_negative(splits=splits, coda_seed=coda_seed, tasks=tasks)
         if shift not in SHIFTS:
             raise SettingError(f"Expected shift as one of {_listed(SHIFTS)}; got {shift!r}. Choose one.")
         self.source, self._played, self._shift = source, tasks or None, shift
-        self._seed, self.sizes = order_seed, source.counts
+        self._seed, self.sizes = coda_seed, source.counts
         self._order = "listed"
-        if len(source.counts) > 1:
-            if splits or order or order_seed or shift != "class":
+        if source.given:
+            if splits or order or coda_seed or shift != "class":
                 raise SettingError(
                     f"Expected no splits, order or shift with the {len(source.counts)} tasks of {source.name}, which "
                     "stand as they are; got some. Leave them out, or move the classes into one set."
@@ -104,7 +103,7 @@ class Increments:
             return
         (total,) = source.counts
         self._order = order or next(rule for rule in orders if rule != "zscl" or total == len(ICARL))
-        _check_order(self._order, order_seed, orders, total)
+        _check_order(self._order, coda_seed, orders, total)
         count = splits or allowed[0]
         if first and shift != "class":
             raise SettingError(f"Expected tasks of one size with shift {shift!r}; got a first task of {first} classes.")
@@ -130,7 +129,7 @@ class Increments:
     def draw(self, rng: np.random.Generator) -> list[Task]:
         """Return the tasks in the order they are learned; ``rng`` draws the order ``"drawn"``."""
         loaded = list(self.source.load())
-        if len(loaded) > 1:
+        if self.source.given:
             return loaded[: self._played]
         (task,) = loaded
         if self._shift != "class":
@@ -199,7 +198,7 @@ def _check_order(rule: str, seed: int, allowed: Sequence[str], count: int) -> No
         raise SettingError(f"Expected order as one of {_listed(allowed)}; got {rule!r}. Choose one.")
     if seed and rule != "coda":
         raise SettingError(
-            f"Expected order_seed 0 with order {rule!r}, which takes none; got {seed}. Choose order 'coda' or 0."
+            f"Expected coda_seed 0 with order {rule!r}, which takes none; got {seed}. Choose order 'coda' or 0."
         )
     if rule == "zscl" and count != len(ICARL):
         raise SettingError(f"Expected {len(ICARL)} classes for order 'zscl'; got {count}. Choose another order.")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,13 +15,20 @@ from torch.nn import functional as F
 from clgym.agent import Agent, Footprint, Setup
 from clgym.attention import Encoders, lora_targets, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
+from clgym.device import pick_device, pick_precision
+from clgym.distil import sigmoid_loss
 from clgym.errors import SettingError
-from clgym.events import Answer, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
+from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
+from clgym.optim import AdamWProx
+from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
 UNMET = -1e4  # logit of a class that a growing head has no row for
+CLASS_LOSSES = ("ce", "bce")
+EVEN_COSINE = 0.25  # on CLIP, where a sigmoid says one half: between matching and other pairs (tiny CLIP: 0.36, 0.18)
 
 
 class Learner(Agent):
@@ -44,6 +50,7 @@ class Learner(Agent):
         label_smoothing: Of the cross-entropy, in [0, 1).
         ensemble: Average a class's text features over all its templates when answering, as ZSCL does,
             rather than use the training template alone.
+        class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
     Raises:
         SettingError: A setting is out of range, or the device is not there.
@@ -59,6 +66,7 @@ class Learner(Agent):
         warmup: float = 0.0,
         label_smoothing: float = 0.0,
         ensemble: bool = True,
+        class_loss: str = "ce",
     ) -> None:
         """Load the backbone frozen."""
         super().__init__(setup)
@@ -68,7 +76,11 @@ class Learner(Agent):
             raise SettingError(
                 f"Expected warmup and label_smoothing in [0, 1); got {warmup} and {label_smoothing}. Try 0."
             )
-        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        if class_loss not in CLASS_LOSSES:
+            raise SettingError(
+                f"Expected class_loss to be one of {CLASS_LOSSES}; got {class_loss!r}. Choose one of these."
+            )
+        self.lr, self.betas, self.weight_decay, self.class_loss = lr, betas, weight_decay, class_loss
         self.warmup, self.label_smoothing, self.ensemble = warmup, label_smoothing, ensemble
         self.device = pick_device(setup.device)
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
@@ -91,7 +103,15 @@ class Learner(Agent):
         assert isinstance(self.backbone, ClipBackbone)
         return self.backbone
 
-    def adapt(self, *, r: int, alpha: float = 0.0, targets: Encoders = "all", gate: Gate = "none") -> LoRASet:
+    def adapt(
+        self,
+        *,
+        r: int,
+        alpha: float = 0.0,
+        targets: Encoders = "all",
+        gate: Gate = "none",
+        layers: tuple[str, ...] = (),
+    ) -> LoRASet:
         """Put fresh adapters on the six linears of every block; they change nothing yet.
 
         Args:
@@ -99,10 +119,11 @@ class Learner(Agent):
             alpha: The update is multiplied by ``alpha / r``; 0 means by 1.
             targets: ``"all"``, ``"vision"`` or ``"text"``: which encoders.
             gate: How importances start, see :class:`clgym.lora.LoRALinear`.
+            layers: Last parts of the names of the linears, such as ``("q_proj",)``; none means all six.
         """
         self.text_trains = targets != "vision"
         model = unfold_attention(self.backbone.model)
-        names = lora_targets(model, targets)
+        names = [n for n in lora_targets(model, targets) if not layers or n.rpartition(".")[2] in layers]
         return adapt(model, r=r, alpha=alpha or None, targets=names, gate=gate, generator=self.generator)
 
     def merge_and_renew(self) -> torch.nn.Parameter:
@@ -135,13 +156,26 @@ class Learner(Agent):
         """Put the task away."""
 
     def cross_entropy(self, images: Tensor, targets: Tensor, prompts: Prompts) -> Tensor:
-        """Return the image-to-class cross-entropy over the classes of ``prompts``."""
-        logits = self.logits(images, self.training_rows(prompts))
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        """Return the image-to-class loss over the classes of ``prompts``, see :meth:`against_labels`."""
+        return self.against_labels(self.logits(images, self.training_rows(prompts)), targets)
+
+    def against_labels(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the ``class_loss`` of logits ``(B, C)`` against labels ``(B,)``, averaged over rows."""
+        if self.class_loss == "ce":
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return sigmoid_loss(self.log_odds(logits), F.one_hot(targets, logits.shape[1]).to(logits))
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Return what a sigmoid per class reads: a head's logits, or CLIP's counted from :data:`EVEN_COSINE`."""
+        return logits if self.head is not None else logits - self.scale * EVEN_COSINE
 
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of images over classes, see :meth:`classify`."""
-        return self.classify(self.backbone.encode_images(images), rows)
+        return self.classify(self.encode(images), rows)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, d)`` of images that the classifier reads."""
+        return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
@@ -168,9 +202,7 @@ class Learner(Agent):
             groups.append({"params": list(self.head.blocks), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-            )
+            self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def learn(self, event: Train) -> None:
         """Take one optimizer step."""
@@ -223,6 +255,22 @@ class Learner(Agent):
         if known:
             logits[:, met] = self.logits(images, self.class_rows(known, self.ensemble)).float()
         return logits
+
+    @torch.inference_mode()
+    def features(self, inputs: Inputs) -> Array | None:
+        """Return what :meth:`encode` gives, float32 ``(B, d)``."""
+        with self.autocast:
+            return self.encode(self.to_device(inputs, None)[0]).float().cpu().numpy()
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        """Return the hidden units of the image encoder's feed-forward parts, see :func:`clgym.inside.listening`."""
+        with listening(self.backbone.model) as heard:
+            self.features(inputs)
+        return list(heard.values())
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return the image encoder's parameters, adapters added to them; a mixture that depends on inputs has none."""
+        return acting_weights(self.backbone.model)
 
     def training_rows(self, prompts: Prompts) -> Tensor:
         """Return a row per class ``(C, d)`` of the training templates, with gradient if texts or head learn."""
@@ -340,33 +388,3 @@ def learning_rate(lr: float | None, setup: Setup, *, real: float, tiny: float) -
     if lr is not None:
         return lr
     return tiny if setup.backbone.startswith("embedded/") else real
-
-
-def agent_seed(seed: int) -> int:
-    """Return the seed of an agent's own generator: the third that one seed spawns, after order and data."""
-    return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1, np.uint64)[0] >> 1)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one.
-
-    Raises:
-        SettingError: The name is unknown, or the device is not there.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"Expected device 'auto', 'cpu' or 'cuda'; got {name!r}. Choose one of these.")
-    present = torch.cuda.is_available()
-    if name == "cuda" and not present:
-        raise SettingError("Expected a CUDA device; got a machine without one. Use device 'auto' or 'cpu'.")
-    return torch.device("cuda" if present and name != "cpu" else "cpu")
-
-
-def pick_precision(name: str) -> bool:
-    """Return whether to compute in bfloat16 beside fp32 weights.
-
-    Raises:
-        SettingError: The name is unknown.
-    """
-    if name not in ("fp32", "bf16"):
-        raise SettingError(f"Expected precision 'fp32' or 'bf16'; got {name!r}. Choose one of these.")
-    return name == "bf16"

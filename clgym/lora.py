@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clgym.errors import NotRegisteredError, RecordError, SettingError, SourceError, SourceMissingError
-from clgym.ops import lora_linear
+from clgym.errors import NotRegisteredError, RecordError, SettingError
+from clgym.ops import lora_linear, merge_error, merge_stochastic
 
 Gate = Literal["none", "normal", "ones"]
 
-_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MERGED_AT_MOST = 1 << 30  # bytes of weights that a copy is kept of while questions are answered
+
 _GRAD: Any = torch.Tensor.grad  # the descriptor
 
 
@@ -88,6 +87,9 @@ class LoRALinear(nn.Module):
         self.A = FixedGradParameter(torch.zeros(r, base.in_features, device=device))
         self.Bt = FixedGradParameter(torch.zeros(r, base.out_features, device=device))
         self.gate = FixedGradParameter(torch.zeros(r, device=device)) if gate != "none" else None
+        self.keeps_merged = base.weight.dtype in (torch.float32, torch.float64)
+        self._merged: tuple[list[int], Tensor] | None = None
+        self._arena: tuple[nn.Parameter, ...] = ()  # in a tuple, as it is no parameter of this layer
 
     def reset(self, generator: torch.Generator, gate: Gate | None = None) -> None:
         """Draw a fresh branch that changes nothing: ``A`` Kaiming-uniform with ``a = sqrt(5)``, B zero.
@@ -125,17 +127,44 @@ class LoRALinear(nn.Module):
         return self.Bt if self.gate is None else self.gate[:, None] * self.Bt
 
     @torch.no_grad()
-    def merge_(self) -> None:
+    def merge_(self, seed: int = 0) -> float:
         """Add the branch to the frozen weight, summed in fp32, and zero B; outputs stay what they were.
 
-        A weight in bf16 cannot hold the small part of the sum; keep backbones that are merged into in fp32.
+        A weight in bf16 is rounded at random, without bias; see :func:`clgym.ops.merge_stochastic`.
+
+        Args:
+            seed: Of the rounding.
+
+        Returns:
+            What was lost, as a share of the branch; 0 where it is zero.
         """
-        self.base.weight.copy_(self.base.weight + self.delta())  # bf16 + fp32 is fp32
+        branch = (self.A, self.Bt, self.gate, self.scale)
+        merged = merge_stochastic(self.base.weight, *branch, seed=seed)
+        lost = merge_error(self.base.weight, merged, *branch).relative
+        self.base.weight.copy_(merged)
         self.Bt.zero_()
+        return lost
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., in)`` to ``(..., out)``."""
+        """Map ``(..., in)`` to ``(..., out)``; without gradients at the cost of the frozen layer alone."""
+        if torch.is_grad_enabled():
+            self._merged = None
+        elif self.keeps_merged:
+            return F.linear(x, self._merged_weight(), self.base.bias)
         return lora_linear(x, self.base.weight, self.base.bias, self.A, self.Bt, self.gate, self.scale)
+
+    def changing(self) -> list[Tensor]:
+        """Return the tensors whose version moves when weight or branch are written to, the arena's included."""
+        return [t for t in (self.base.weight, self.A, self.Bt, self.gate, *self._arena) if t is not None]
+
+    def _merged_weight(self) -> Tensor:
+        """Return the weight with the branch in it, kept until a step, a merge or a reset changes one of them."""
+        branch = (self.A, self.Bt, self.gate, self.scale)
+        versions = [t._version for t in self.changing()]
+        if self._merged is None or self._merged[0] != versions:
+            with torch.inference_mode(False):
+                self._merged = versions, merge_stochastic(self.base.weight, *branch)
+        return self._merged[1]
 
 
 class LoRASet:
@@ -166,6 +195,10 @@ class LoRASet:
             leaf.data = flat[here].view_as(leaf)
             leaf.grad = grad[here].view_as(leaf)
             start += leaf.numel()
+        adapted = sum(layer.weight.numel() * layer.weight.element_size() for layer in each)
+        for layer in each:
+            layer._arena = (self._arena,)
+            layer.keeps_merged &= adapted <= MERGED_AT_MOST
 
     def __len__(self) -> int:
         """Count the adapted layers."""
@@ -210,10 +243,13 @@ class LoRASet:
             layer.reset(generator, gate)
         self.zero_grad()
 
-    def merge_(self) -> None:
-        """Merge every branch into its frozen weight, see :meth:`LoRALinear.merge_`."""
-        for _, layer in self.layers:
-            layer.merge_()
+    def merge_(self) -> float:
+        """Merge every branch into its frozen weight, see :meth:`LoRALinear.merge_`; return the worst loss.
+
+        Rounding is seeded by the branches themselves, so that a resumed run rounds alike.
+        """
+        seed = int(self.arena().detach().view(torch.int32).sum()) & 0x7FFFFFFF
+        return max(layer.merge_(seed=seed << 31 | i) for i, (_, layer) in enumerate(self.layers))
 
     def remove(self) -> nn.Module:
         """Put the plain linear layers back, without what was not merged, and return the model."""
@@ -242,7 +278,7 @@ class LoRASet:
             RecordError: A name or a shape is not this set's; nothing is changed then.
         """
         mine = self.named_tensors(with_base=any(name.endswith(".weight") for name in tensors))
-        if odd := _differences(mine, tensors):
+        if odd := differences(mine, tensors):
             raise RecordError(
                 f"Expected the tensors of {len(self)} adapted layers; got other names or shapes: {odd}. "
                 "Adapt the same layers, with the same settings."
@@ -297,81 +333,7 @@ def adapt(
     return lora
 
 
-def export_peft(lora_set: LoRASet, folder: str | Path, base_model_name: str) -> None:
-    """Write the branches as an adapter of the ``peft`` package, which loads onto the same, unfolded model.
-
-    The gate is folded into B. Frozen weights that were merged into are not part of such a file.
-
-    Args:
-        lora_set: What to write.
-        folder: Made if missing.
-        base_model_name: Noted as the model of the adapter.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, layer in lora_set.layers:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.A.detach().clone()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.gated().detach().t().contiguous()
-    save_file(tensors, folder / _PEFT_WEIGHTS, metadata={"format": "pt"})
-    first = lora_set.layers[0][1]
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base_model_name,
-        "r": first.r,
-        "lora_alpha": first.scale * first.r,
-        "inference_mode": True,
-        # peft matches listed names by their endings, which takes visual.transformer for transformer.
-        "target_modules": "|".join(re.escape(name) for name, _ in lora_set.layers),
-    }
-    (folder / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def import_peft(folder: str | Path, lora_set: LoRASet) -> None:
-    """Read an adapter of the ``peft`` package into the branches; gates are set to one.
-
-    Args:
-        folder: Holds ``adapter_model.safetensors`` and ``adapter_config.json``.
-        lora_set: Adapted on the same layers with the same rank; any ``alpha``.
-
-    Raises:
-        SourceMissingError: A file is not there.
-        SourceError: The adapter is of another kind, or of other layers or ranks; nothing is changed then.
-    """
-    folder = Path(folder)
-    for file in (_PEFT_WEIGHTS, _PEFT_CONFIG):
-        if not (folder / file).is_file():
-            raise SourceMissingError(
-                f"Expected {file} in {folder}; got no such file. Write it with peft's save_pretrained."
-            )
-    config: dict[str, Any] = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8"))
-    refused = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-    variants = [key for key in refused if config.get(key)]
-    if config.get("peft_type") != "LORA" or variants:
-        raise SourceError(
-            f"Expected a plain LoRA adapter in {folder}; got peft_type={config.get('peft_type')!r} with "
-            f"{', '.join(variants) or 'no options'}. Export one rank and one alpha, without DoRA."
-        )
-    tensors = load_file(folder / _PEFT_WEIGHTS)
-    want: dict[str, Tensor] = {}
-    for name, layer in lora_set.layers:
-        want[f"base_model.model.{name}.lora_A.weight"] = layer.A
-        want[f"base_model.model.{name}.lora_B.weight"] = layer.Bt.t()
-    if odd := _differences(want, tensors):
-        raise SourceError(
-            f"Expected an adapter of {len(lora_set)} adapted layers in {folder}; got other layers or ranks: "
-            f"{odd}. Adapt the layers that the file names, with its rank."
-        )
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-    for name, layer in lora_set.layers:
-        layer.A.copy_(tensors[f"base_model.model.{name}.lora_A.weight"])
-        layer.Bt.copy_(tensors[f"base_model.model.{name}.lora_B.weight"].t() * (scale / layer.scale))
-        if layer.gate is not None:
-            layer.gate.fill_(1.0)
-
-
-def _differences(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+def differences(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     """Name up to three tensors that are missing, foreign or of another shape; empty if there are none."""
     odd = sorted(mine.keys() ^ theirs.keys())
     odd += [name for name in sorted(mine.keys() & theirs.keys()) if mine[name].shape != theirs[name].shape]

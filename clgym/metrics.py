@@ -1,7 +1,8 @@
 """Numbers of a run, each a function of its accuracy matrix and, for some, of a reference.
 
 ``scores`` computes every metric whose inputs are given; ``explain`` says what a metric is. The index
-convention is that of ``clgym.formulary``; metrics that look inside a task are in ``clgym.anytime``.
+convention is that of ``clgym.formulary``; metrics that look inside a task are in ``clgym.anytime``, those that
+compare with reference runs in ``clgym.references``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from clgym.anytime import (
     windowed_plasticity,
     worst_case_accuracy,
 )
-from clgym.formulary import METRICS, Counts, Matrix, Metric, Probes, Vector, explain, mean, metric, scores
+from clgym.formulary import METRICS, Counts, Matrix, Metric, Probes, explain, mean, metric, scores
+from clgym.references import forward_transfer_survey, intransigence, plasticity_gap, plasticity_gap_trend
 
 __all__ = [
     "METRICS",
@@ -50,6 +52,8 @@ __all__ = [
     "mtil_last",
     "mtil_transfer",
     "negative_flip_rate",
+    "plasticity_gap",
+    "plasticity_gap_trend",
     "prequential_auc",
     "scores",
     "stability_gap",
@@ -258,25 +262,6 @@ def forward_transfer(R: Matrix) -> float:
 
 
 @metric(
-    "Forward transfer against single-task models (FWT)",
-    "mean_{j>=2} R[j,j] - s_j, s_j = accuracy of a model trained on task j alone",
-    low=-1,
-    better="higher",
-    source="arXiv:2302.00487, FWT",
-)
-def forward_transfer_survey(R: Matrix, single: Vector) -> float:
-    """Mean gain right after learning a task over learning it alone, in [-1, 1]; higher is better.
-
-    NaN for a single task. Wang et al. 2024. Not ``forward_transfer``: no zero-shot accuracy enters.
-    Negative in most runs, where it says how rigid the agent has become.
-
-    >>> forward_transfer_survey(np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75]]), np.array([1.0, 0.5]))
-    0.25
-    """
-    return mean((R[1:].diagonal() - single)[1:])
-
-
-@metric(
     "Forward transfer of Diaz-Rodriguez et al. (FWT)",
     "mean over pairs t<j, t>=1, of R[t,j]",
     better="higher",
@@ -372,22 +357,3 @@ def global_forgetting(R: Matrix, classes: Counts) -> float:
     drop = R[1:].diagonal() - R[1:]
     tasks = range(1, R.shape[1])
     return mean([(classes[:t] * drop[t, :t]).sum() / classes[: t + 1].sum() for t in tasks])
-
-
-@metric(
-    "Intransigence (I)",
-    "mean_t u_t - R[t,t], u_t = accuracy on task t of a model trained on tasks 1..t together",
-    low=-1,
-    better="lower",
-    source="arXiv:1801.10112, intransigence measure; mean over tasks",
-)
-def intransigence(R: Matrix, joint: Vector) -> float:
-    """Mean shortfall right after learning a task against joint training, in [-1, 1]; lower is better.
-
-    Negative where learning in sequence is better. Chaudhry et al. 2018. Not the gap between final
-    accuracies, and not the negative of ``forward_transfer_survey``, whose reference has seen one task only.
-
-    >>> intransigence(np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75]]), np.array([1.0, 1.0]))
-    0.125
-    """
-    return mean(joint - R[1:].diagonal())

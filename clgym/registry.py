@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,11 +26,22 @@ from clgym.agent import Agent, AgentSpec, Setup, reads_text
 from clgym.env import ContinualEnv
 from clgym.errors import NotRegisteredError, SettingError
 from clgym.scenario import Scenario, ScenarioSpec
+from clgym.seeds import StreamSeeds, check_seed
 
 Room = Literal["agents", "scenarios"]
 SPECS: dict[str, type[AgentSpec] | type[ScenarioSpec]] = {
     "AgentSpec": AgentSpec,
     "ScenarioSpec": ScenarioSpec,
+}
+# A class from its first line to its first method, or to the next statement at the margin.
+_HEAD = re.compile(r"^class .*?(?=^    (?:async )?def |^    @|^(?!class )\S|^class |\Z)", re.MULTILINE | re.DOTALL)
+# Settings that every class of a room has beside its own, and what they mean; by default they follow the run's seed.
+SHARED: dict[Room, dict[str, str]] = {
+    "scenarios": {
+        "order_seed": "The order of tasks and classes and the few-shot samples are those that this seed has.",
+        "data_seed": "The order of training samples and their augmentation are those that this seed has.",
+    },
+    "agents": {"agent_seed": "The agent draws what it draws with this seed."},
 }
 
 
@@ -59,16 +71,20 @@ def entries(room: Room) -> dict[str, Entry]:
     """Return everything registered in a room by id, read from the sources; nothing is imported."""
     folder = Path(__file__).parent / room
     found = [entry for path in sorted(folder.glob("*.py")) for entry in read(path, f"clgym.{room}.{path.stem}")]
-    for point in importlib.metadata.entry_points(group=f"clgym.{room}"):
+    for point in _points().select(group=f"clgym.{room}"):
         found += _foreign(point)
     return {entry.spec.id: entry for entry in sorted(found, key=lambda entry: entry.spec.id)}
 
 
+@cache
+def _points() -> Any:
+    """Return the entry points of every distribution; to read them takes as long as to read our own files."""
+    return importlib.metadata.entry_points()
+
+
 def read(path: Path, module: str) -> Iterator[Entry]:
     """Yield the classes of a file that state a spec, without running the file."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
+    for node in _classes(path.read_text(encoding="utf-8")):
         for line in node.body:
             match line:
                 case (
@@ -78,6 +94,15 @@ def read(path: Path, module: str) -> Iterator[Entry]:
                     if kind in SPECS:
                         values = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
                         yield Entry(SPECS[kind](**values), module, node.name, path)
+
+
+def _classes(source: str) -> list[ast.ClassDef]:
+    """Return the classes of a file, up to their first method: parsing all of it would take long."""
+    try:
+        nodes = [node for head in _HEAD.findall(source) for node in ast.parse(head).body]
+    except SyntaxError:  # a docstring that holds a method was cut in two
+        nodes = ast.parse(source).body
+    return [node for node in nodes if isinstance(node, ast.ClassDef)]
 
 
 def _foreign(point: importlib.metadata.EntryPoint) -> list[Entry]:
@@ -116,9 +141,9 @@ def find(room: Room, id: str) -> Entry:
 
 
 def settings(room: Room, id: str) -> dict[str, Any]:
-    """Return the settings of an agent or scenario and their defaults, from its signature."""
+    """Return the settings of an agent or scenario and their defaults: those of its signature, then the shared ones."""
     parameters = inspect.signature(find(room, id).load()).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict.fromkeys(SHARED[room])
 
 
 def _construct(room: Room, entry: Entry, *args: Any, **chosen: Any) -> Any:
@@ -132,7 +157,8 @@ def _construct(room: Room, entry: Entry, *args: Any, **chosen: Any) -> Any:
 
 def build(scenario: str, render_mode: str | None = None, **chosen: Any) -> ContinualEnv:
     """Build the bare environment of a scenario; the entry point that Gymnasium calls."""
-    return ContinualEnv(_construct("scenarios", find("scenarios", scenario), **chosen), render_mode)
+    seeds = StreamSeeds(**{name: chosen.pop(name, None) for name in SHARED["scenarios"]})
+    return ContinualEnv(_construct("scenarios", find("scenarios", scenario), **chosen), render_mode, seeds)
 
 
 def make(id: str, **chosen: Any) -> gymnasium.Env[Any, Any]:
@@ -185,7 +211,10 @@ def make_agent(
             f"Expected a backbone that reads texts for {id!r}; got {scenario.backbone!r}, which has no text encoder. "
             "Choose another agent (clgym list), or a scenario on CLIP."
         )
-    setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, seed, device, precision)
+    fixed = chosen.pop("agent_seed", None)
+    check_seed("agent_seed", fixed)
+    own = seed if fixed is None else fixed
+    setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, own, device, precision)
     agent: Agent = _construct("agents", entry, setup, **chosen)
     return agent
 

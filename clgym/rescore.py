@@ -52,22 +52,30 @@ def finished(paths: Sequence[Path]) -> tuple[dict[Path, RunRecord], list[Path]]:
     return done, waiting
 
 
-def joint_reference(paths: Sequence[Path], record: RunRecord) -> npt.NDArray[np.float64]:
-    """Return what a jointly trained model reaches on each task once it is due, float64 ``(T,)``, for intransigence.
+REFERENCES = {"joint": "joint", "single": "single_task"}  # a reference to the agent that gives it
+
+
+def reference(kind: str, paths: Sequence[Path], record: RunRecord) -> npt.NDArray[np.float64]:
+    """Return what a reference model reaches on each task once it is due, ``R[t, t]``, float64 ``(T,)``.
 
     Args:
-        paths: Runs of a joint agent, or folders above some.
+        kind: ``"joint"``: trained on all tasks so far together; ``"single"``: freshly started on the task alone.
+        paths: Its runs, or folders above some. Of several agents there, that of :data:`REFERENCES` is taken.
         record: The run to compare; the reference is that of the same stream and seed.
 
     Raises:
-        RecordError: None of the runs is of that stream and seed.
+        RecordError: None of the runs is of that stream and seed, or several agents' are and none is the usual one.
     """
-    for reference in finished(paths)[0].values():
-        if reference.fingerprints.get("stream") == record.fingerprints.get("stream"):
-            return reference.matrix[1:].diagonal()
+    stream = record.fingerprints.get("stream")
+    fitting = [run for run in finished(paths)[0].values() if run.fingerprints.get("stream") == stream]
+    usual = [run for run in fitting if run.agent.rpartition("-v")[0] == REFERENCES[kind]]
+    named = sorted({" ".join([run.agent, *map(str, run.agent_settings.items())]) for run in usual or fitting})
+    if len(named) == 1:
+        return (usual or fitting)[0].matrix[1:].diagonal()
     raise RecordError(
-        f"Expected a reference run on the stream of {record.scenario} with seed {record.seed} under "
-        f"{', '.join(map(str, paths))}; got none. Run the joint agent with that seed and those settings."
+        f"Expected the runs of one reference agent on the stream of {record.scenario} with seed {record.seed} under "
+        f"{', '.join(map(str, paths))}; got {', '.join(named) or 'none'}. "
+        f"Run {REFERENCES[kind]} with that seed and those settings, and pass its folder."
     )
 
 

@@ -27,9 +27,11 @@ from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
 from clgym.events import End, Event, Query, TaskEnd, Train
 from clgym.record import RunRecord, nullable, parquet, same_circumstances, same_run, sha256_of, sweep, write_atomic
-from clgym.registry import Room, find, make_agent, settings
+from clgym.registry import find, make_agent
 from clgym.registry import make as make_env
 from clgym.scorer import Report
+from clgym.settings import differing
+from clgym.whitebox import Looks
 
 LONGEST_NAME = 150  # characters of a folder's name before it is cut; file systems allow 255 bytes
 
@@ -47,6 +49,7 @@ def run(
     precision: str = "fp32",
     callbacks: Sequence[Callback] = (),
     checkpoint_seconds: float = 60.0,
+    whitebox: bool = False,
     **agent_settings: Any,
 ) -> RunRecord:
     """Play a scenario to its end and return the record.
@@ -68,6 +71,7 @@ def run(
         callbacks: What watches the run.
         checkpoint_seconds: Longest time between two checkpoints, but for the length of one event; 0 writes one
             at every event.
+        whitebox: Keep the columns of :mod:`clgym.whitebox`, before training and at each task end.
         **agent_settings: Settings of the agent.
 
     Raises:
@@ -80,18 +84,18 @@ def run(
         raise SettingError("Expected resume or overwrite; got both. Leave one out.")
     if seed < 0:
         raise SettingError(f"Expected a seed of 0 or more; got {seed}. Choose another.")
-    chosen = scenario_settings or {}
+    chosen, looks = scenario_settings or {}, Looks(whitebox)
     made = make_env(scenario, disable_env_checker=True, **chosen)
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
     try:
         record = RunRecord(
             clgym=clgym.__version__,
             scenario=env.scenario.spec.id,
-            scenario_settings=_changed("scenarios", scenario, chosen),
+            scenario_settings=differing("scenarios", scenario, chosen),
             source=env.scenario.source,
             backbone=env.scenario.backbone,
             agent=find("agents", agent).spec.id,
-            agent_settings=_changed("agents", agent, agent_settings),
+            agent_settings=differing("agents", agent, agent_settings),
             seed=seed,
             versions=versions(),
             hardware=hardware(device, precision),
@@ -101,11 +105,12 @@ def run(
         if folder is not None and not overwrite:
             record, states = _existing(folder, record, resume=resume)
             if record.status == "finished":
+                looks.require(record.resources, folder)
                 return record
         learner = make_agent(agent, made, seed, device=device, precision=precision, **agent_settings)
         if folder is not None and overwrite:
             _empty(folder)
-        return _Run(env, learner, record, folder, callbacks, checkpoint_seconds).play(states)
+        return _Run(env, learner, record, folder, callbacks, checkpoint_seconds, looks).play(states)
     finally:
         made.close()
 
@@ -165,20 +170,13 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _changed(room: Room, id: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from the defaults, as JSON gives them back."""
-    defaults = settings(room, find(room, id).spec.id)
-    given = {name: _as_json(name, value) for name, value in sorted(chosen.items())}
-    return {name: v for name, v in given.items() if name not in defaults or _as_json(name, defaults[name]) != v}
-
-
-def _as_json(name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise SettingError(
-            f"Expected {name} to be a JSON value; got {value!r}. Pass a finite number, text, truth value or list."
-        ) from error
+def footprint(agent: Agent) -> dict[str, int]:
+    """Return what an agent says that it costs, and as ``state_bytes`` the size of all arrays in its state."""
+    cost = agent.footprint()
+    state = agent.state_dict().values()
+    size = sum(v.nbytes for v in state if isinstance(v, np.ndarray | np.generic | torch.Tensor))
+    names = ("trainable", "stored", "added_at_inference", "sample_bytes")
+    return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 
 
 def _existing(folder: Path, new: RunRecord, *, resume: bool) -> tuple[RunRecord, States | None]:
@@ -227,12 +225,14 @@ class _Run:
         folder: Path | None,
         callbacks: Sequence[Callback],
         checkpoint_seconds: float,
+        looks: Looks,
     ) -> None:
         self.env, self.agent, self.record = env, agent, record
         self.folder, self.callbacks, self.checkpoint_seconds = folder, callbacks, checkpoint_seconds
         self.rewards: list[float] = []
         self.cost: dict[str, Any] = {"seconds": 0.0, "train_seconds": 0.0, "query_seconds": 0.0, "samples": 0}
         self.per_task: list[dict[str, int]] = []
+        self.looks = looks
         self.cuda = record.hardware["device"] != "cpu"
         self.charged = "query_seconds"
         self.lap = time.monotonic()
@@ -269,12 +269,14 @@ class _Run:
             self.record = self.record.model_copy(
                 update={"tasks": list(self.env.task_names), "fingerprints": self._fingerprints()}
             )
+            self.looks.take(self.agent, self.env.held_out)
         else:
             event, _ = self.env.reset(options={"resume": {**states["env"], "scorer": states["scorer"]}})
             self._check_fingerprints()
             self.agent.load_state_dict(states["agent"])
             self.rewards = states["run"]["rewards"].tolist()
             self.cost, self.per_task = states["run"]["cost"], states["run"]["per_task"]
+            self.looks.restore(states["run"].get("whitebox"))
         if self.folder is not None:
             sweep(self.folder)
             sweep(self.folder / "checkpoint")
@@ -311,15 +313,9 @@ class _Run:
         if isinstance(event, Train):
             self.cost["samples"] += len(event.inputs)
         if isinstance(event, TaskEnd):
-            self.per_task.append(self._footprint())
+            self.per_task.append(footprint(self.agent))
+            self.looks.take(self.agent, self.env.held_out)
         return answer
-
-    def _footprint(self) -> dict[str, int]:
-        cost = self.agent.footprint()
-        state = self.agent.state_dict().values()
-        size = sum(v.nbytes for v in state if isinstance(v, np.ndarray | np.generic | torch.Tensor))
-        names = ("trainable", "stored", "added_at_inference", "sample_bytes")
-        return {**{name: getattr(cost, name) for name in names}, "state_bytes": int(size)}
 
     def _boundary(self, seen: Event) -> bool:
         """Whether a task or a round of questions about all tasks just ended; tell of the latter."""
@@ -349,7 +345,8 @@ class _Run:
             "scorer": env.pop("scorer"),
             "env": env,
             "agent": self.agent.state_dict(),
-            "run": {"rewards": np.array(self.rewards), "cost": self.cost, "per_task": self.per_task},
+            "run": {"rewards": np.array(self.rewards), "cost": self.cost, "per_task": self.per_task}
+            | {"whitebox": self.looks.rows},
             "record": self.record.model_dump(mode="json"),
         }
         checkpoint.write(self.folder / "checkpoint", env["position"], parts)
@@ -363,7 +360,8 @@ class _Run:
                 "status": "finished",
                 "R": nullable(report.R),
                 "metrics": {k: float(v) if np.isfinite(v) else None for k, v in report.metrics.items()},
-                "resources": {**self.cost, "per_task": self.per_task},
+                "resources": {**self.cost, "per_task": self.per_task}
+                | ({} if self.looks.rows is None else {"whitebox": self.looks.rows}),
             }
         )
         if self.folder is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ Kind: TypeAlias = Literal[
     "blurred-boundary",
     "continual-pre-training",
 ]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Data(Protocol):

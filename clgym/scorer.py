@@ -150,10 +150,40 @@ class Scorer:
 
     def report(self, **references: Any) -> Report:
         """Return the matrix and all metrics it allows; ``references`` as in :func:`clgym.metrics.scores`."""
+        return self._report(self.predictions(), self.online(), references)
+
+    def _report(self, log: Mapping[str, Array], online: Any, references: Mapping[str, Any]) -> Report:
+        """Return the report of what was counted; the flips are those of a log with the same answers."""
         R = self.matrix()
+        before, after = self.flips(log)
         sizes = np.array([len(labels) for labels in self._labels])
-        extra = {"probes": self.probes(), "prequential": self.online(), "sizes": sizes, **references}
-        return Report(self.tasks, R, scores(R, **{k: v for k, v in extra.items() if v is not None}))
+        extra = {"probes": self.probes(), "prequential": online, "sizes": sizes, "before": before, "after": after}
+        return Report(self.tasks, R, scores(R, **{k: v for k, v in {**extra, **references}.items() if v is not None}))
+
+    def flips(self, log: Mapping[str, Array]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return whether questions were answered right before and after each task that followed theirs.
+
+        An item is a question about a task learned before task ``t``, asked at the end of task ``t - 1`` and at the
+        end of task ``t``; the items of all ``t`` from the second on lie end to end, bool ``(N,)`` each.
+
+        Args:
+            log: The columns ``point``, ``task``, ``question`` and ``prediction``.
+        """
+        starts = np.append(0, np.cumsum([len(labels) for labels in self._labels]))
+        label = np.concatenate(self._labels)
+        ends = [p for p, at in enumerate(self.points) if at.step == 0]
+        right = np.full((len(ends), len(label)), -1, np.int8)  # -1: not asked
+        row = np.full(len(self.points), -1)
+        row[ends] = np.arange(len(ends))
+        kept = row[log["point"]] >= 0
+        item = starts[log["task"][kept]] + log["question"][kept]
+        right[row[log["point"][kept]], item] = log["prediction"][kept] == label[item]
+        pairs = [(right[t - 1, : starts[t - 1]], right[t, : starts[t - 1]]) for t in range(2, len(ends))]
+        both = [(a >= 0) & (b >= 0) for a, b in pairs]
+        none = np.zeros(0, np.int8)
+        before = np.concatenate([none, *(a[asked] for (a, _), asked in zip(pairs, both, strict=True))])
+        after = np.concatenate([none, *(b[asked] for (_, b), asked in zip(pairs, both, strict=True))])
+        return before == 1, after == 1
 
     def rescore(self, predictions: Mapping[str, Array], **references: Any) -> Report:
         """Return the report of a log of predictions; nothing that was counted here is used.
@@ -177,7 +207,7 @@ class Scorer:
         again = Scorer(self.tasks, self._labels, self.points, 0)
         np.add.at(again._asked, (point, task), 1)
         np.add.at(again._right, (point, task), predictions["prediction"] == label)
-        return again.report(**references)
+        return again._report(predictions, None, references)
 
     def get_state(self) -> dict[str, Array]:
         """Return what has been answered so far."""

@@ -6,12 +6,12 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from clgym.errors import NotRegisteredError, SettingError
-from clgym.registry import Room, find, settings
+from clgym.registry import SHARED, Room, find, settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Setting:
 
 def described(room: Room, id: str) -> list[Setting]:
     """Return the settings of a scenario or an agent, in the order of its signature."""
-    words = arguments(inspect.getdoc(find(room, id).load()) or "")
+    words = SHARED[room] | arguments(inspect.getdoc(find(room, id).load()) or "")
     return [Setting(name, default, words.get(name, "")) for name, default in settings(room, id).items()]
 
 
@@ -106,6 +106,55 @@ def parsed(name: str, text: str, default: Any) -> Any:
         case tuple():
             return _tuple(name, text, value, default)
     return value
+
+
+def alternatives(text: str) -> list[str]:
+    """Return the values that commas part in a text.
+
+    A value that begins with a bracket or a quote is JSON or a Python literal, and its own commas part nothing.
+
+    >>> alternatives("1e-3, 2e-3"), alternatives('[0.9, 0.99],[0.5, 0.9]'), alternatives('"a, b",c')
+    (['1e-3', '2e-3'], ['[0.9, 0.99]', '[0.5, 0.9]'], ['"a, b"', 'c'])
+
+    Raises:
+        SettingError: A value is empty though there are others, or a bracket or quote is not closed.
+    """
+    out = []
+    pieces = iter(text.split(","))
+    for piece in pieces:
+        part = piece.strip()
+        while part[:1] in ("[", "(", "{", '"', "'") and _literal(part) == part:
+            more = next(pieces, None)
+            if more is None:
+                raise SettingError(
+                    f"Expected values parted by commas; got {part!r}, which is not closed. "
+                    "Write a list as [1, 2] and a text with a comma in double quotes."
+                )
+            part = f"{part},{more.rstrip()}"
+        out.append(part)
+    if "" in out and len(out) > 1:
+        raise SettingError(f'Expected values parted by commas; got {text!r}. Write "" for an empty text.')
+    return out
+
+
+def differing(room: Room, id: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, as JSON gives them back: what a record states of them.
+
+    Raises:
+        SettingError: A value is not JSON.
+    """
+    defaults = settings(room, find(room, id).spec.id)
+    given = {name: _as_json(name, value) for name, value in sorted(chosen.items())}
+    return {name: v for name, v in given.items() if name not in defaults or _as_json(name, defaults[name]) != v}
+
+
+def _as_json(name: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"Expected {name} to be a JSON value; got {value!r}. Pass a finite number, text, truth value or list."
+        ) from error
 
 
 def _tuple(name: str, text: str, value: Any, default: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -65,9 +65,9 @@ class ClassSource:
         name: ``"embedded"``, ``"hub"`` or the folder's name; part of a run's identity.
         backbone: Name of the pre-trained model.
         size: Height and width of an image, pixels.
-        counts: Number of classes of each task that ``load`` returns; several tasks stand as they are, a single
-            one is there to be divided.
+        counts: Number of classes of each task that ``load`` returns.
         load: Returns the tasks.
+        given: Whether these tasks stand as they are; otherwise there is one, to be divided.
         free: Whether the protocol's numbers of tasks do not bind: the data are the user's.
         require: Raises ``SourceMissingError`` unless the data are on this machine.
     """
@@ -77,6 +77,7 @@ class ClassSource:
     size: int
     counts: tuple[int, ...]
     load: Callable[[], Sequence[Task]]
+    given: bool = False
     free: bool = False
     require: Callable[[str], None] = lambda scenario: None
 
@@ -120,14 +121,14 @@ def class_source(
     _own_backbone(source, backbone)
     counts = (VTAB_CLASSES,) * len(VTAB) if stream == "vtab" else (100,)
     if source == "embedded":
-        return ClassSource(source, SMALL[model], 32, counts, partial(embedded_classes, stream))
+        return ClassSource(source, SMALL[model], 32, counts, partial(embedded_classes, stream), stream == "vtab")
     from clgym.hub import require
     from clgym.hub_sets import SETS
 
     size, names = image_size(REAL[model]), HUB_VTAB if stream == "vtab" else (stream,)
     counts = counts if stream == "vtab" else (SETS[stream].classes,)
     load = partial(_hub_classes, names, size, model == "vit", template)
-    return ClassSource(source, REAL[model], size, counts, load, require=partial(require, names))
+    return ClassSource(source, REAL[model], size, counts, load, stream == "vtab", require=partial(require, names))
 
 
 def _own_backbone(source: str, backbone: str) -> None:
@@ -237,9 +238,10 @@ def _folder_classes(path: Path, backbone: str) -> ClassSource:
     from clgym.folder import folder_tasks, is_single, single_task
 
     size = image_size(backbone)
-    tasks = [single_task(path, size)] if is_single(path) else folder_tasks(path, size)
+    alone = is_single(path)
+    tasks = [single_task(path, size)] if alone else folder_tasks(path, size)
     counts = tuple(len(task.classes) for task in tasks)
-    return ClassSource(path.resolve().name, backbone, size, counts, lambda: tasks, free=True)
+    return ClassSource(path.resolve().name, backbone, size, counts, lambda: tasks, not alone, free=True)
 
 
 def image_size(backbone: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clgym.hub_sets import SETS
 from clgym.metrics import METRICS
-from clgym.registry import Entry, entries, settings
+from clgym.registry import SHARED, Entry, entries, settings
 
 HERE = Path(__file__).parent
 STALE = "Written by `python docs/generate.py` from the code; edit that instead."
@@ -52,7 +52,8 @@ def agents_page() -> str:
     for id, entry in entries("agents").items():
         spec = entry.spec
         lines += ["", f"## `{id}`", "", "```text", class_docstring(entry), "```", ""]
-        defaults = ", ".join(f"`{name}={value!r}`" for name, value in settings("agents", id).items())
+        own = {name: value for name, value in settings("agents", id).items() if name not in SHARED["agents"]}
+        defaults = ", ".join(f"`{name}={value!r}`" for name, value in own.items())
         lines.append(f"Defaults: {defaults}.")
         if spec.code:
             lines += ["", f"Code read: {spec.code}."]

@@ -1,4 +1,4 @@
-"""The table of runs: mean and 95 % interval over seeds of every metric, recomputed from the matrices."""
+"""The table of runs: mean and 95 % interval over seeds of every column; methods first, then the baselines."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from clgym.columns import columns, plain, values
 from clgym.errors import RecordError
-from clgym.metrics import METRICS, scores
 from clgym.record import RunRecord
-from clgym.registry import find
+from clgym.registry import entries, find
 
 NOT_AVAILABLE = "n/a"
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A metric over seeds.
+    """A column over seeds.
 
     Attributes:
         mean: Mean over seeds; NaN where any seed's value is.
         half: Half the width of the 95 % t-interval; NaN for a single seed.
         n: Number of seeds.
+        percent: Whether it is a share.
     """
 
     mean: float
     half: float
     n: int
+    percent: bool = True
 
     def __str__(self) -> str:
-        """Say it in percent.
+        """Say a share in percent, and anything else as it is.
 
-        >>> str(Estimate(0.5, 0.0123, 3)), str(Estimate(0.5, math.nan, 1))
-        ('50.0 ± 1.2', '50.0')
+        >>> str(Estimate(0.5, 0.0123, 3)), str(Estimate(0.5, math.nan, 1)), str(Estimate(9216.0, 0.0, 3, False))
+        ('50.0 ± 1.2', '50.0', '9,216')
         """
         if math.isnan(self.mean):
             return NOT_AVAILABLE
+        if not self.percent:
+            return plain(self.mean) + (f" ± {plain(self.half)}" if self.half > 0 else "")
         return f"{100 * self.mean:.1f}" + ("" if math.isnan(self.half) else f" ± {100 * self.half:.1f}")
 
 
@@ -57,7 +61,8 @@ class Row:
         agent: Agent id.
         agent_settings: Its settings that are not defaults.
         seeds: Seeds, ascending.
-        metrics: Metric id to estimate, in the order of the scenario's spec.
+        metrics: Column id to estimate, in the order of the scenario's spec or as chosen.
+        baseline: Whether the agent is of the family "baseline": what any method has to beat, or cannot.
     """
 
     scenario: str
@@ -67,6 +72,7 @@ class Row:
     agent_settings: Mapping[str, Any]
     seeds: tuple[int, ...]
     metrics: Mapping[str, Estimate]
+    baseline: bool = False
 
     @property
     def table(self) -> str:
@@ -88,11 +94,16 @@ def named(id: str, chosen: Mapping[str, Any]) -> str:
     return ", ".join([id, *(f"{name}={value}" for name, value in sorted(chosen.items()))])
 
 
-def summarise(records: Iterable[RunRecord]) -> list[Row]:
-    """Return a row per scenario, source and agent with their settings, the best agent of a table first.
+def summarise(records: Iterable[RunRecord], ids: Sequence[str] = (), more: Sequence[str] = ()) -> list[Row]:
+    """Return a row per scenario, source and agent with their settings, the best of a table first, baselines last.
 
-    Every number follows from ``record.matrix``; what a record says of its metrics is not read. A metric that
-    needs more than the matrix (probes, references) is NaN.
+    What follows from ``record.matrix`` is computed from it, whatever a record says; see :func:`clgym.columns.values`
+    for what needs more. What a run does not have is NaN.
+
+    Args:
+        records: Finished runs.
+        ids: Columns to show, the first of which orders the rows; without any, the metrics of the scenario's spec.
+        more: Columns to show behind these.
 
     Raises:
         RecordError: A run is unfinished, a seed occurs twice, or runs that would share a table were not
@@ -108,8 +119,8 @@ def summarise(records: Iterable[RunRecord]) -> list[Row]:
             )
         groups.setdefault((*table_key(record), record.agent, _text(record.agent_settings)), []).append(record)
     _check_streams([record for group in groups.values() for record in group])
-    rows = [_row(sorted(group, key=lambda record: record.seed)) for group in groups.values()]
-    return sorted(rows, key=lambda row: (row.table, _rank(row), row.label))
+    rows = [_row(sorted(group, key=lambda record: record.seed), ids, more) for group in groups.values()]
+    return sorted(rows, key=lambda row: (row.table, row.baseline, _rank(row), row.label))
 
 
 def table_key(record: RunRecord) -> tuple[str, str, str]:
@@ -136,7 +147,7 @@ def _check_streams(records: Sequence[RunRecord]) -> None:
                 )
 
 
-def _row(runs: Sequence[RunRecord]) -> Row:
+def _row(runs: Sequence[RunRecord], ids: Sequence[str], more: Sequence[str]) -> Row:
     seeds = tuple(run.seed for run in runs)
     one = runs[0]
     if len(set(seeds)) < len(seeds):
@@ -144,8 +155,9 @@ def _row(runs: Sequence[RunRecord]) -> Row:
             f"Expected each seed of {one.agent} on {one.scenario} once; got {', '.join(map(str, seeds))}. "
             "Leave the copies out."
         )
-    values = [scores(run.matrix) for run in runs]
-    ids = find("scenarios", one.scenario).spec.metrics
+    found = [values(run) for run in runs]
+    shown = dict.fromkeys([*(ids or find("scenarios", one.scenario).spec.metrics), *more])
+    entry = entries("agents").get(one.agent)  # None for the agent of a package that is not installed here
     return Row(
         one.scenario,
         one.scenario_settings,
@@ -153,31 +165,36 @@ def _row(runs: Sequence[RunRecord]) -> Row:
         one.agent,
         one.agent_settings,
         seeds,
-        {id: estimate([value.get(id, math.nan) for value in values]) for id in ids},
+        {id: estimate([value.get(id, math.nan) for value in found], columns()[id].percent) for id in shown},
+        entry is not None and entry.spec.family == "baseline",
     )
 
 
 def _rank(row: Row) -> float:
-    """Return what rows are sorted by: the scenario's first metric, best first, undefined last."""
+    """Return what rows are sorted by: the first column, best first, undefined last."""
     id, first = next(iter(row.metrics.items()))
     if math.isnan(first.mean):
         return math.inf
-    return first.mean if METRICS[id].higher_is_better is False else -first.mean
+    return first.mean if columns()[id].higher_is_better is False else -first.mean
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(seen: Sequence[float], percent: bool = True) -> Estimate:
     """Return mean and half-width of the 95 % t-interval of values that are one per seed.
 
     The half-width is ``t(0.975, n - 1) s / sqrt(n)``, ``s`` with ``n - 1`` in its denominator.
 
+    Args:
+        seen: The values.
+        percent: Whether they are shares.
+
     >>> print(estimate([0.5, 0.6, 0.7]))
     60.0 ± 24.8
     """
-    n = len(values)
-    mean = math.fsum(values) / n
+    n = len(seen)
+    mean = math.fsum(seen) / n
     if n == 1:
-        return Estimate(mean, math.nan, 1)
-    return Estimate(mean, student_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n), n)
+        return Estimate(mean, math.nan, 1, percent)
+    return Estimate(mean, student_quantile(n - 1) * float(np.std(seen, ddof=1)) / math.sqrt(n), n, percent)
 
 
 def student_quantile(freedom: int) -> float:
@@ -215,20 +232,24 @@ def tables(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Return the tables as Markdown: percent, mean and 95 % t-interval over seeds."""
+    """Return the tables as Markdown: mean and 95 % t-interval over seeds, shares in percent; baselines in italics."""
     parts = []
     for heading, group in tables(rows).items():
         ids = list(group[0].metrics)
         lines = [["agent", "seeds", *(f"{id} {arrow(id)}".rstrip() for id in ids)]]
         lines.append(["---", *["---:"] * (len(ids) + 1)])
-        lines += [[row.label, _seeds(row), *map(str, row.metrics.values())] for row in group]
+        labels = [f"*{row.label}*" if row.baseline else row.label for row in group]
+        lines += [
+            [label, _seeds(row), *map(str, row.metrics.values())] for label, row in zip(labels, group, strict=True)
+        ]
         body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        parts.append(f"### {heading}\n\n{body}\n")
+        below = "\nIn italics: baselines.\n" if any(row.baseline for row in group) else ""
+        parts.append(f"### {heading}\n\n{body}\n{below}")
     return "\n".join(parts)
 
 
 def rich_tables(rows: Iterable[Row], width: int = 160) -> list[Table]:
-    """Return the tables for a terminal: percent, mean and 95 % t-interval over seeds.
+    """Return the tables for a terminal: mean and 95 % t-interval over seeds, shares in percent; baselines dim.
 
     Args:
         rows: As :func:`summarise` returns them.
@@ -239,7 +260,9 @@ def rich_tables(rows: Iterable[Row], width: int = 160) -> list[Table]:
         parts = list(_parts(group, width))
         out += [_rich_table(group, ids) for ids in parts]
         out[-len(parts)].title = f"[bold]{escape(heading)}[/]"
-        out[-1].caption = "%, mean ± 95 % t-interval over seeds"
+        shares = "%, " if all(one.percent for one in group[0].metrics.values()) else "shares in %, "
+        dim = "; dim: baselines" if any(row.baseline for row in group) else ""
+        out[-1].caption = f"{shares}mean ± 95 % t-interval over seeds{dim}"
     return out
 
 
@@ -262,12 +285,15 @@ def _parts(group: Sequence[Row], width: int) -> Iterator[list[str]]:
 
 def _rich_table(group: Sequence[Row], ids: Sequence[str]) -> Table:
     table = Table(title_justify="left", caption_justify="left", title_style="", caption_style="dim")
-    table.add_column("agent", overflow="fold")
-    table.add_column("seeds", justify="right", no_wrap=True)
+    longest = max(len(word) for row in group for word in row.label.split())
+    table.add_column("agent", overflow="fold", min_width=longest)  # an id is not broken
+    table.add_column("seeds", justify="right", no_wrap=True, min_width=max(len(_seeds(row)) for row in group))
     for id in ids:
-        table.add_column("\n".join(_heading(id)), justify="right", no_wrap=True)
+        room = max(map(len, [*_heading(id), *(str(row.metrics[id]) for row in group)]))
+        table.add_column("\n".join(_heading(id)), justify="right", no_wrap=True, min_width=room)
     for row in group:
-        table.add_row(escape(row.label), _seeds(row), *(str(row.metrics[id]) for id in ids))
+        style = "dim" if row.baseline else None
+        table.add_row(escape(row.label), _seeds(row), *(str(row.metrics[id]) for id in ids), style=style)
     return table
 
 
@@ -278,8 +304,8 @@ def _heading(id: str) -> list[str]:
 
 
 def arrow(id: str) -> str:
-    """Return which way a metric is better: an arrow, or nothing where neither is."""
-    return {True: "↑", False: "↓", None: ""}[METRICS[id].higher_is_better]
+    """Return which way a column is better: an arrow, or nothing where neither is."""
+    return {True: "↑", False: "↓", None: ""}[columns()[id].higher_is_better]
 
 
 def _seeds(row: Row) -> str:

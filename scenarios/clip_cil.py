@@ -39,8 +39,8 @@ class ClipCIFAR100(Incremental):
             one sub-folder per task (see :mod:`clgym.folder`).
         splits: Number of tasks, 10, 20 or 50; 0 is 10. A folder may be divided otherwise.
         order: Order of the classes: ``"zscl"``, which is iCaRL's, ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python,
-            ``order_seed``) or ``"drawn"`` from the run's seed; ``""`` is ``"zscl"``, or for a folder ``"pilot"``.
-        order_seed: Seed of order ``"coda"``; 0 is the listed order.
+            ``coda_seed``) or ``"drawn"`` from the run's seed; ``""`` is ``"zscl"``, or for a folder ``"pilot"``.
+        coda_seed: Seed of order ``"coda"``; 0 is the listed order.
         shift: What changes between tasks: ``"class"``; ``"domain"``: all tasks have all classes, each in a style of
             its own; ``"instance"``: all tasks have all classes, in new pictures.
         boundaries: ``"given"``, or ``"hidden"``: one start names all classes and no event tells the task.
@@ -83,7 +83,7 @@ class ClipCIFAR100(Incremental):
         source: str = "embedded",
         splits: int = 0,
         order: str = "",
-        order_seed: int = 0,
+        coda_seed: int = 0,
         shift: str = "class",
         boundaries: str = "given",
         passes: int = 0,
@@ -102,7 +102,7 @@ class ClipCIFAR100(Incremental):
                 orders=("zscl", "pilot", "coda", "drawn"),
                 splits=splits,
                 order=order,
-                order_seed=order_seed,
+                coda_seed=coda_seed,
                 shift=shift,
                 tasks=tasks,
             ),
@@ -133,9 +133,9 @@ class ClipImageNet100(Incremental):
             one sub-folder per task (see :mod:`clgym.folder`).
         protocol: Classes of the first task and of each later one: ``"10-10"``, ``"50-5"`` or ``"50-10"``. A folder has
             as many tasks of its own number of classes, and half of them first where the protocol has.
-        order: Order of the classes: ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python, ``order_seed``) or
+        order: Order of the classes: ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python, ``coda_seed``) or
             ``"drawn"`` from the run's seed; ``""`` is ``"pilot"``.
-        order_seed: Seed of order ``"coda"``; 0 is the listed order.
+        coda_seed: Seed of order ``"coda"``; 0 is the listed order.
         shift: What changes between tasks: ``"class"``; ``"domain"``: all tasks have all classes, each in a style of
             its own; ``"instance"``: all tasks have all classes, in new pictures.
         boundaries: ``"given"``, or ``"hidden"``: one start names all classes and no event tells the task.
@@ -181,7 +181,7 @@ class ClipImageNet100(Incremental):
         source: str = "embedded",
         protocol: str = "10-10",
         order: str = "",
-        order_seed: int = 0,
+        coda_seed: int = 0,
         shift: str = "class",
         boundaries: str = "given",
         passes: int = 0,
@@ -203,7 +203,7 @@ class ClipImageNet100(Incremental):
                 orders=("pilot", "coda", "drawn"),
                 first=first,
                 order=order,
-                order_seed=order_seed,
+                coda_seed=coda_seed,
                 shift=shift,
                 tasks=tasks,
             ),

@@ -35,9 +35,9 @@ class ViTCIFAR100(Incremental):
         source: ``"embedded"``, ``"hub"``, or a folder: to be divided, with train and test data right in it, or with
             one sub-folder per task (see :mod:`clgym.folder`).
         splits: Number of tasks, 10 or 20; 0 is 10. A folder may be divided otherwise.
-        order: Order of the classes: ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python, ``order_seed``) or
+        order: Order of the classes: ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python, ``coda_seed``) or
             ``"drawn"`` from the run's seed; ``""`` is ``"pilot"``.
-        order_seed: Seed of order ``"coda"``; 0 is the listed order.
+        coda_seed: Seed of order ``"coda"``; 0 is the listed order.
         shift: What changes between tasks: ``"class"``; ``"domain"``: all tasks have all classes, each in a style of
             its own; ``"instance"``: all tasks have all classes, in new pictures.
         boundaries: ``"given"``, or ``"hidden"``: one start names all classes and no event tells the task.
@@ -80,7 +80,7 @@ class ViTCIFAR100(Incremental):
         source: str = "embedded",
         splits: int = 0,
         order: str = "",
-        order_seed: int = 0,
+        coda_seed: int = 0,
         shift: str = "class",
         boundaries: str = "given",
         passes: int = 0,
@@ -99,7 +99,7 @@ class ViTCIFAR100(Incremental):
                 orders=PILOT_ORDERS,
                 splits=splits,
                 order=order,
-                order_seed=order_seed,
+                coda_seed=coda_seed,
                 shift=shift,
                 tasks=tasks,
             ),
@@ -129,9 +129,9 @@ class ViTImageNetR(Incremental):
         source: ``"embedded"``, ``"hub"``, or a folder: to be divided, with train and test data right in it, or with
             one sub-folder per task (see :mod:`clgym.folder`).
         splits: Number of tasks, 5, 10 or 20; 0 is 10. A folder may be divided otherwise.
-        order: Order of the classes: ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python, ``order_seed``) or
+        order: Order of the classes: ``"pilot"`` (NumPy, seed 1993), ``"coda"`` (Python, ``coda_seed``) or
             ``"drawn"`` from the run's seed; ``""`` is ``"pilot"``.
-        order_seed: Seed of order ``"coda"``; 0 is the listed order.
+        coda_seed: Seed of order ``"coda"``; 0 is the listed order.
         shift: What changes between tasks: ``"class"``; ``"domain"``: all tasks have all classes, each in a style of
             its own; ``"instance"``: all tasks have all classes, in new pictures.
         boundaries: ``"given"``, or ``"hidden"``: one start names all classes and no event tells the task.
@@ -174,7 +174,7 @@ class ViTImageNetR(Incremental):
         source: str = "embedded",
         splits: int = 0,
         order: str = "",
-        order_seed: int = 0,
+        coda_seed: int = 0,
         shift: str = "class",
         boundaries: str = "given",
         passes: int = 0,
@@ -193,7 +193,7 @@ class ViTImageNetR(Incremental):
                 orders=PILOT_ORDERS,
                 splits=splits,
                 order=order,
-                order_seed=order_seed,
+                coda_seed=coda_seed,
                 shift=shift,
                 tasks=tasks,
             ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,7 @@ class Toy(Scenario):
 @pytest.fixture
 def toy() -> Callable[..., ContinualEnv]:
     """Return a maker of toy environments."""
-    return lambda render_mode=None, **settings: ContinualEnv(Toy(**settings), render_mode)
+    return lambda render_mode=None, seeds=None, **settings: ContinualEnv(Toy(**settings), render_mode, seeds)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -92,3 +94,134 @@ def one_thread() -> None:
 def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leave the user's downloads and caches alone."""
     os.environ["CLGYM_DATA"] = str(tmp_path_factory.mktemp("data"))
+
+
+DRILL = '''
+import os, signal, time
+from pathlib import Path
+import numpy as np
+from clgym.agent import Agent, AgentSpec
+from clgym.errors import SettingError
+
+class Drill(Agent):
+    """Guesses by the sum of pixels, or does as told.
+
+    Args:
+        setup: What is known of the stream.
+        fail: Raise this at the end of the first task.
+        die: Be killed at the end of the first task, unless this file is there already.
+        pause: Seconds that a batch takes.
+        say: Print this.
+        lr: Factor of the sum; 0 is the first class.
+        betas: Any.
+    """
+
+    spec = AgentSpec(id="drill-v0", title="Drill")
+
+    def __init__(self, setup, *, fail="", die="", pause=0.0, say="", lr=0.0, betas=(0.9, 0.99)):
+        super().__init__(setup)
+        if lr < 0:
+            raise SettingError(f"Expected lr of 0 or more; got {lr}. Raise it.")
+        self.fail, self.die, self.pause, self.lr = fail, die, pause, lr
+        if say:
+            print(say, flush=True)
+
+    def learn(self, event):
+        time.sleep(self.pause)
+
+    def end_task(self, event):
+        if self.fail:
+            raise ValueError(self.fail)
+        if self.die and not Path(self.die).exists():
+            Path(self.die).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def answer(self, event):
+        sums = event.inputs.reshape(len(event.inputs), -1).sum(1, dtype=np.int64)
+        return int(self.lr) * sums % len(event.candidates)
+
+class Picky(Drill):
+    """Refuses every stream."""
+
+    spec = AgentSpec(id="picky-v0", title="Picky")
+
+    def __init__(self, setup, *, lr=0.0):
+        raise SettingError("Expected images of 64 pixels; got 32. Choose another agent.")
+
+class Reader(Drill):
+    """Reads."""
+
+    spec = AgentSpec(id="reader-v0", title="Reader", modalities=("text",))
+'''
+POINTS = "[clgym.agents]\ndrill-v0 = drill:Drill\npicky-v0 = drill:Picky\nreader-v0 = drill:Reader\n"
+
+
+@pytest.fixture(scope="session")
+def drill_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an installed distribution of agents that do as told."""
+    folder = tmp_path_factory.mktemp("drill")
+    about = folder / "drill-0.dist-info"
+    about.mkdir()
+    (folder / "drill.py").write_text(DRILL)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: drill\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(POINTS)
+    return folder
+
+
+@contextmanager
+def _installed(folder: Path) -> Iterator[None]:
+    """Have the distributions of a folder, here and in processes that are started."""
+    from clgym import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+        for cached in (registry._points, registry.entries):
+            cached.cache_clear()
+        yield
+    for cached in (registry._points, registry.entries):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def drilled(drill_package: Path) -> Iterator[None]:
+    """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0`` in all tests of a file."""
+    with _installed(drill_package):
+        yield
+
+
+@pytest.fixture
+def drill(drill_package: Path) -> Iterator[None]:
+    """Have the agents ``drill-v0``, ``picky-v0`` and ``reader-v0`` in one test."""
+    with _installed(drill_package):
+        yield
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have sweeps play in this process rather than start others; return the paths of what is played."""
+    from clgym.worker import Ending, Order, Progress, play
+
+    played: list[str] = []
+
+    class Here:
+        def __init__(self, order: Order) -> None:
+            self.order = order
+            played.append(order.path)
+
+        def follow(self, tell: Callable[[Progress], None]) -> Ending:
+            tell(Progress(1, 20, "asking", 0.5))
+            try:
+                play(self.order, [])
+            except Exception as error:
+                return Ending("failed", type(error).__name__, str(error))
+            return Ending("finished")
+
+        def stop(self) -> None:
+            pass
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr("clgym.sweep_here.Player", Here)
+    return played

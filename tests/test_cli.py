@@ -12,13 +12,15 @@ from typer.testing import CliRunner, Result
 
 import clgym
 from clgym.__main__ import app
+from clgym.columns import columns
 from clgym.console import percent
 from clgym.doctor import Finding
 from clgym.errors import SettingError
-from clgym.jobs import seeds
+from clgym.grid import seeds
 from clgym.metrics import METRICS
 from clgym.record import RunRecord
 from clgym.settings import arguments, parsed
+from clgym.whitebox import WHITEBOX
 
 SMALL = ("--with", "tasks=2", "--with", "steps=1")
 PICTURE = b"\x89PNG"
@@ -146,11 +148,25 @@ def test_list() -> None:
     assert "CLIP-MTIL-v0" in result.stdout
     assert "codyra-v0" in result.stdout
     found = loaded("list")
-    assert {"id", "title", "kind", "paper"} == set(found["agents"][0])
+    assert {"id", "title", "kind", "paper", "with"} == set(found["agents"][0])
     assert list(loaded("list", "--agents")) == ["agents"]
     assert list(loaded("list", "--scenarios")) == ["scenarios"]
     assert {row["kind"] for row in loaded("list", "--kind", "replay")["agents"]} == {"replay"}
     assert "Expected a registered kind; got 'x'." in said(cli("list", "--kind", "x", exit_code=2))
+
+
+def test_list_of_a_kind_says_how_a_scenario_is_made_so() -> None:
+    online = loaded("list", "--kind", "online")
+    assert online["agents"] == []
+    assert {row["id"] for row in online["scenarios"]} >= {"CLIP-MTIL-v0", "CLIP-XTAIL-v0", "ViT-CIFAR100-CIL-v0"}
+    assert {row["with"]["online"] for row in online["scenarios"]} == {"--with passes=1"}
+    assert "--with passes=1" in cli("list", "--kind", "online").stdout
+    assert "--with" not in cli("list", "--kind", "task-incremental").stdout
+    domains = {row["id"] for row in loaded("list", "--kind", "domain-incremental")["scenarios"]}
+    assert "ViT-CIFAR100-CIL-v0" in domains
+    assert "CLIP-MTIL-v0" not in domains
+    nothing = cli("list", "--kind", "continual-pre-training", "--agents").stdout
+    assert "Nothing listed is continual-pre-training or can be made so." in nothing
 
 
 def test_list_imports_nothing_heavy() -> None:
@@ -223,8 +239,92 @@ def test_score_against_a_joint_run(one: Path, tmp_path: Path) -> None:
 def test_score_against_a_joint_run_of_another_stream(runs: Path, one: Path) -> None:
     other = runs / "CLIP-MTIL-v0,steps=1,tasks=2" / "zero_shot-v0" / "seed-1"
     result = cli("score", one, "--joint", other, exit_code=5)
-    assert "Expected a reference run on the stream of CLIP-MTIL-v0 with seed 0 under" in said(result)
-    assert "Run the joint agent with that seed and those settings." in said(result)
+    assert "Expected the runs of one reference agent on the stream of CLIP-MTIL-v0 with seed 0 under" in said(result)
+    assert "got none. Run joint with that seed and those settings, and pass its folder." in said(result)
+
+
+def test_score_against_single_task_runs(runs: Path, one: Path, tmp_path: Path) -> None:
+    # Any agent may stand in; sequential_lora on its first task is a fresh start.
+    alone = runs / "CLIP-MTIL-v0,steps=1,tasks=2" / "sequential_lora-v0"
+    (run,) = loaded("score", one, "--single", alone)["runs"]
+    own, single = (RunRecord.load(f).matrix[1:].diagonal() for f in (one, alone / "seed-0"))
+    assert run["metrics"]["plasticity_gap"] == pytest.approx((single - own).mean())
+    assert run["metrics"]["plasticity_gap_trend"] == pytest.approx((single - own)[1] - (single - own)[0])
+    assert run["metrics"]["forward_transfer_survey"] == pytest.approx((own - single)[1])
+    # Among runs of several agents the usual one is taken, and none is guessed.
+    result = cli("score", one, "--single", runs, exit_code=5)
+    assert "got sequential_lora-v0, zero_shot-v0. Run single_task with that seed" in said(result)
+    loaded("run", "CLIP-MTIL-v0", "--agent", "single_task", *SMALL, "--out", tmp_path)  # beside a copy of zero_shot
+    (run,) = loaded("score", one, "--single", tmp_path)["runs"]
+    usual = RunRecord.load(next(tmp_path.rglob("single_task*/seed-0"))).matrix[1:].diagonal()
+    assert run["metrics"]["plasticity_gap"] == pytest.approx((usual - own).mean())
+
+
+def test_references_stand_in_the_table(runs: Path) -> None:
+    # Each agent is its own reference here, so there is no gap.
+    for agent in ("zero_shot-v0", "sequential_lora-v0"):
+        folder = runs / "CLIP-MTIL-v0,steps=1,tasks=2" / agent
+        (row,) = loaded("score", folder, "--single", folder, "--joint", folder)["table"]
+        assert list(row["metrics"])[-4:] == [
+            "forward_transfer_survey",
+            "intransigence",
+            "plasticity_gap",
+            "plasticity_gap_trend",
+        ]
+        assert row["metrics"]["plasticity_gap"]["mean"] == 0
+
+
+def test_score_shows_chosen_columns(runs: Path) -> None:
+    columns = "mtil_last,negative_flip_rate,state_bytes,trainable"
+    rows = {row["agent"]: row for row in loaded("score", runs, "--columns", columns)["table"]}
+    assert list(rows) == ["sequential_lora-v0", "zero_shot-v0"] or list(rows) == ["zero_shot-v0", "sequential_lora-v0"]
+    assert all(list(row["metrics"]) == columns.split(",") for row in rows.values())
+    assert rows["zero_shot-v0"]["metrics"]["trainable"]["mean"] == 0
+    shown = cli("score", runs, "--columns", "mtil_last, trainable").stdout
+    assert "mtil last" in shown
+    assert "forgetting" not in shown
+    assert "shares in %" in shown
+    one = runs / "CLIP-MTIL-v0,steps=1,tasks=2" / "sequential_lora-v0" / "seed-0"
+    shown = cli("score", one, "--columns", "trainable,negative_flip_rate").stdout
+    assert f"{RunRecord.load(one).resources['per_task'][-1]['trainable']:,}" in shown
+    assert "mtil_last" not in shown
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ("mtil_lst", "Expected a registered metric or column; got 'mtil_lst'. Did you mean 'mtil_last'?"),
+        (" , ", "Expected ids of columns parted by commas; got ' , '. See clgym explain."),
+    ],
+)
+def test_score_refuses_columns_that_do_not_exist(runs: Path, columns: str, words: str) -> None:
+    assert words in said(cli("score", runs, "--columns", columns, exit_code=2))
+
+
+def test_probes_and_looks_inside_come_out_of_every_verb(tmp_path: Path) -> None:
+    probed = ("--with", "tasks=2", "--with", "steps=12", "--probe-every", "1")
+    result = cli("run", "CLIP-MTIL-v0", "--agent", "full_finetune", *probed, "--whitebox", "--out", tmp_path)
+    inside = [
+        *("min_accuracy", "worst_case_accuracy", "stability_gap", "windowed_forgetting", "windowed_plasticity"),
+        *("learning_curve_area", "negative_flip_rate"),
+    ]
+    looks = ["effective_rank", "stable_rank", "srank", "dormant_units", "weight_norm"]
+    assert [id for id in (*inside, *looks, "0 (before training)") if id not in result.stdout] == []
+    (folder,) = (path.parent for path in tmp_path.rglob("run.json"))
+    record = RunRecord.load(folder)
+    assert [id for id in inside if record.metrics.get(id) is None] == []
+    again = loaded("score", folder, "--columns", ",".join([*inside, *looks]))
+    (run,), (row,) = again["runs"], again["table"]
+    for id in inside:
+        assert run["metrics"][id] == record.metrics[id] == row["metrics"][id]["mean"], id
+    for id in looks:
+        assert row["metrics"][id]["mean"] == record.resources["whitebox"][-1][id], id
+    assert len(record.resources["whitebox"]) == 3
+
+
+def test_an_agent_that_shows_nothing_says_so(tmp_path: Path) -> None:
+    result = cli("run", "CLIP-MTIL-v0", "--agent", "random_guess", *SMALL, "--whitebox", "--out", tmp_path)
+    assert "This agent offers no look inside: no white-box columns." in result.stdout
 
 
 def test_score_names_the_file_that_does_not_agree(one: Path) -> None:
@@ -274,8 +374,11 @@ def test_explain() -> None:
     assert "max_{t=j..T-1} R[t,j] - R[T,j]" in shown
     assert "arXiv:1801.10112" in shown
     assert loaded("explain", "forgetting")["higher_is_better"] is False
-    assert {metric["id"] for metric in loaded("explain")["metrics"]} == set(METRICS)
-    assert all(id in cli("explain").stdout for id in METRICS)
+    assert {metric["id"] for metric in loaded("explain")["metrics"]} == set(columns())
+    assert set(METRICS) | set(WHITEBOX) | {"trainable", "state_bytes"} <= set(columns())
+    assert all(id in cli("explain").stdout for id in columns())
+    assert "exp(-sum_k p_k ln p_k)" in cli("explain", "effective_rank").stdout
+    assert "range    [0, inf], lower is better" in cli("explain", "stored").stdout
     assert "Did you mean 'forgetting'?" in said(cli("explain", "forgeting", exit_code=2))
 
 

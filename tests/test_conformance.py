@@ -109,3 +109,19 @@ def test_every_word_of_a_peer_maps_to_the_same_number_or_says_why_not() -> None:
         else:
             assert values[word.equals] == pytest.approx(word.value, abs=5.1e-5), word
     assert len({word.value for word in pack.peers if word.word == "forgetting"}) > 2
+
+
+def test_the_released_matrices_of_zscl_give_each_number_that_its_notebook_prints() -> None:
+    printed = {  # Thunderbeee/ZSCL, mtil/results.ipynb at 65232c7: per data set, order I
+        "transfer": "86.0 67.4 45.4 50.4 69.1 87.6 61.8 86.8 60.1 66.8",
+        "avg": "45.1 92.0 80.1 64.3 79.5 81.6 89.6 75.2 88.9 64.7 68.0",
+        "last": "40.6 92.2 81.3 70.5 94.8 90.5 91.9 98.7 93.9 85.3 80.2",
+    }
+    case = next(case for case in load().cases if case.id == "mtil_zscl_order1")
+    R = 100 * case.R[1:]
+    columns = {"transfer": [R[:j, j].mean() for j in range(1, 11)], "avg": R.mean(axis=0), "last": R[-1]}
+    for name, line in printed.items():
+        np.testing.assert_allclose(columns[name], [float(word) for word in line.split()], atol=0.0501)
+        got = ours(case)[f"mtil_{name}"]
+        assert 100 * got == pytest.approx(np.mean(columns[name]))
+        assert round(100 * got, 1) == {"transfer": 68.1, "avg": 75.4, "last": 83.6}[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,15 +19,16 @@ from clgym.agent import Agent, AgentSpec, Footprint, Setup
 from clgym.check import SMALL, check_agent, check_scenario
 from clgym.env import ContinualEnv
 from clgym.errors import ContractError, NotRegisteredError
-from clgym.events import Answer, End, Event, Inputs, IntArray, Query, TaskStart, Train
+from clgym.events import Answer, Array, End, Event, Inputs, IntArray, Query, TaskStart, Train
 from clgym.registry import entries, settings
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
 
 
-def scenario_for(agent: str) -> str:
-    """Return a registered scenario whose inputs the agent takes."""
-    modalities = entries("agents")[agent].spec.modalities
-    return next(id for id, entry in entries("scenarios").items() if entry.spec.modality in modalities)
+def scenes() -> list[tuple[str, str]]:
+    """Return every agent with a scenario on CLIP and, if it can do without texts, one on a vision transformer."""
+    specs = {id: entry.spec for id, entry in entries("agents").items()}
+    plain = [(id, "ViT-CIFAR100-CIL-v0") for id, spec in specs.items() if not spec.needs_text]
+    return sorted([(id, "CLIP-MTIL-v0") for id in specs] + plain)
 
 
 @pytest.mark.parametrize("id", entries("scenarios"))
@@ -40,9 +41,9 @@ def test_short_scenario_to_its_end(id: str) -> None:
     check_scenario(id, limit=10_000, **{k: v for k, v in SMALL.items() if k in settings("scenarios", id)})
 
 
-@pytest.mark.parametrize("id", entries("agents"))
-def test_agent(id: str) -> None:
-    check_agent(id, scenario_for(id))
+@pytest.mark.parametrize(("id", "scenario"), scenes())
+def test_agent(id: str, scenario: str) -> None:
+    check_agent(id, scenario)
 
 
 def test_every_rule_is_tried_on_something_that_breaks_it() -> None:
@@ -394,6 +395,52 @@ class Learner(Sum):
         return np.zeros(len(event.inputs), np.int64)
 
 
+class Exhibit(Sum):
+    def features(self, inputs: Inputs) -> Array | None:
+        assert isinstance(inputs, np.ndarray)
+        return inputs.reshape(len(inputs), -1).astype(np.float32)
+
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        return [np.ones((len(inputs), 3), np.float32)]
+
+    def matrices(self) -> Iterable[Array] | None:
+        return [self.total.astype(np.float64)]
+
+
+class Flat(Exhibit):
+    def features(self, inputs: Inputs) -> Array | None:
+        return np.ones(len(inputs))
+
+
+class Crowd(Exhibit):
+    def activations(self, inputs: Inputs) -> Sequence[Array] | None:
+        return [np.ones((1, len(inputs)))]
+
+
+class Burst(Exhibit):
+    def matrices(self) -> Iterable[Array] | None:
+        return [np.array([np.inf])]
+
+
+class Shy(Exhibit):
+    """Takes what it is looked at with for training data."""
+
+    def features(self, inputs: Inputs) -> Array | None:
+        self.total += 1
+        return super().features(inputs)
+
+
+class Hooked(Exhibit):
+    looked = 0
+
+    def matrices(self) -> Iterable[Array] | None:
+        self.looked = 1
+        return None
+
+    def answer(self, event: Query) -> Answer:
+        return (self.key(event) + self.looked) % len(event.candidates)
+
+
 class Sociable(Sum):
     def answer(self, event: Query) -> Answer:
         key = self.key(event)
@@ -444,6 +491,11 @@ BROKEN_AGENTS: list[tuple[str, type[Agent]]] = [
     ("the_same_seed_gives_the_same_answers", Gambler),
     ("answering_changes_nothing", Waverer),
     ("answering_changes_nothing", Learner),
+    ("looking_inside_changes_nothing", Flat),
+    ("looking_inside_changes_nothing", Crowd),
+    ("looking_inside_changes_nothing", Burst),
+    ("looking_inside_changes_nothing", Shy),
+    ("looking_inside_changes_nothing", Hooked),
     ("answers_do_not_depend_on_the_batch", Sociable),
     ("a_state_continues_bit_for_bit", Absent),
     ("the_same_seed_gives_the_same_answers", Opaque),
@@ -462,8 +514,10 @@ def test_states_are_compared_bit_by_bit() -> None:
         assert agent_rules.changed(state, {k: v for k, v in state.items() if k != name}) == name
 
 
-def test_a_sound_agent_passes() -> None:
-    check_agent(Sum)
+@pytest.mark.parametrize("kind", [Sum, Exhibit])
+def test_a_sound_agent_passes(kind: type[Agent]) -> None:
+    kind.__doc__ = Sum.__doc__
+    check_agent(kind)
 
 
 @pytest.mark.parametrize(("rule", "kind"), BROKEN_AGENTS, ids=[kind.__name__ for _, kind in BROKEN_AGENTS])

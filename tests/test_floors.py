@@ -16,14 +16,15 @@ FLOORS = tuple(
     set(names.split())
     for names in (
         "errors events kernels",
-        "anytime formulary metrics ops record spaces",
-        "agent attention backbones checkpoint conformance contrast distil folder frozen head hub hub_sets images "
-        "increments labels learner lookahead lora memory parts plan plots prompting scenario scorer sources tuning "
-        "variants vit worlds",
+        "anytime backend bank batching formulary gating lowrank merging metrics nf4 ops philox projection prox "
+        "record references seeds spaces stacking",
+        "agent attention backbones checkpoint columns conformance contrast device distil exchange fisher folder "
+        "frozen head hub hub_sets images increments inside labels learner lookahead lora memory optim parts plan "
+        "plots prompting scenario scorer sources stack tuning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "leaderboard rescore runner",
-        "__init__ __main__ console doctor fetch gallery jobs",
+        "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker",
+        "__init__ __main__ board console doctor fetch gallery jobs listing options run_verb sweep_verb",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}

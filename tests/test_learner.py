@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import clgym
+from clgym.device import pick_device
 from clgym.errors import SettingError
-from clgym.events import Query, Train
-from clgym.learner import Learner, agent_seed, pick_device
+from clgym.events import Query, TaskEnd, Train
+from clgym.learner import Learner
+from clgym.registry import entries
+from clgym.seeds import agent_seed
 
 
 def learner(agent: str = "sequential_lora", **settings: Any) -> Learner:
@@ -91,3 +94,27 @@ def test_mixed_precision_answers_almost_the_same() -> None:
     assert np.abs((full - half) - (full - half).mean(axis=1, keepdims=True)).max() < 1.0
     with pytest.raises(SettingError, match="Expected precision 'fp32' or 'bf16'; got 'fp8'"):
         clgym.make_agent("zero_shot", env, precision="fp8")
+
+
+@pytest.mark.parametrize("id", entries("agents"))
+def test_features_are_what_is_classified(id: str) -> None:
+    kind = entries("agents")[id].load()
+    if issubclass(kind, Learner):
+        assert kind.logits is Learner.logits, "override encode, from which the white-box columns come"
+
+
+def test_prompts_and_adapters_show_in_the_features() -> None:
+    env: Any = clgym.make("CLIP-MTIL-v0", tasks=1, steps=2)
+    for id in ("sequential_lora", "l2p", "dualprompt", "coda_prompt"):
+        agent: Any = clgym.make_agent(id, env, device="cpu", lr=0.1)
+        event, _ = env.reset(seed=0)
+        assert isinstance(event, Query)
+        few = env.unwrapped.held_out(3)
+        before = agent.features(few), agent.activations(few)
+        while not isinstance(event, TaskEnd):
+            event, *_ = env.step(agent.act(event))
+        after = agent.features(few), agent.activations(few)
+        assert before[0].shape == after[0].shape == (3, 64)
+        assert not np.allclose(before[0], after[0], atol=1e-3), id
+        assert len(before[1]) == len(after[1])
+        assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(before[1], after[1], strict=True)), id

@@ -8,10 +8,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clgym.errors import NotRegisteredError, RecordError, SettingError, SourceError, SourceMissingError
-from clgym.lora import Gate, LoRALinear, LoRASet, adapt, export_peft, import_peft
-from clgym.ops import soft_threshold_
+from clgym.exchange import export_peft, import_peft
+from clgym.lora import Gate, LoRALinear, LoRASet, adapt
+from clgym.ops import lora_linear, soft_threshold_
+from clgym.optim import AdamWProx
 
 torch.set_num_threads(1)
 
@@ -61,6 +64,79 @@ def test_forward_is_the_equation() -> None:
     torch.testing.assert_close(layer.delta(), delta)
     expected = inputs() @ (layer.base.weight + delta).T + layer.base.bias
     torch.testing.assert_close(layer(inputs()), expected, rtol=0, atol=1e-5)
+
+
+def test_without_gradients_the_merged_weight_answers_and_follows_every_change() -> None:
+    lora = adapted()
+    layer = lora.layers[0][1]
+    assert layer.gate is not None
+
+    def answers() -> None:
+        split = lora_linear(inputs(), layer.weight, layer.base.bias, layer.A, layer.Bt, layer.gate, layer.scale)
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                torch.testing.assert_close(layer(inputs()), split.detach(), rtol=1e-5, atol=1e-6)
+                assert torch.equal(layer(inputs()), F.linear(inputs(), layer._merged_weight(), layer.base.bias))
+
+    answers()
+    kept = layer._merged_weight()
+    assert layer._merged_weight() is kept
+    with torch.no_grad():
+        for change in (
+            lambda: lora.arena().add_(0.1),
+            lambda: lora.gates().mul_(2),
+            lambda: layer.Bt.add_(0.1),
+            lambda: layer.A.mul_(0.5),
+            lambda: layer.gate.fill_(0.3),
+            lambda: layer.weight.add_(0.1),
+            lambda: lora.load_tensors({name: t + 0.1 for name, t in lora.named_tensors(with_base=True).items()}),
+            lora.merge_,
+            lambda: lora.reset(seeded(9)),
+        ):
+            change()
+            answers()
+    optimizer = AdamWProx([lora.arena()], lr=0.1)
+    train(lora.model, optimizer, 2)
+    answers()
+    assert layer(inputs()).requires_grad
+    assert layer._merged is None  # training keeps no copy
+
+
+def test_a_bf16_layer_and_a_large_model_answer_with_their_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not LoRALinear(nn.Linear(6, 5, dtype=torch.bfloat16), 2).keeps_merged
+    monkeypatch.setattr("clgym.lora.MERGED_AT_MOST", 4 * (36 + 30 + 30) - 1)
+    lora = adapted()
+    with torch.no_grad():
+        lora.model(inputs())
+    assert not any(layer.keeps_merged or layer._merged for _, layer in lora.layers)
+
+
+def test_a_merge_reports_what_it_lost() -> None:
+    lora = adapted()
+    assert lora.merge_() < 1e-5
+    assert lora.merge_() == 0.0  # there is nothing to merge any more
+    half = LoRALinear(nn.Linear(64, 64, dtype=torch.bfloat16), 2)
+    half.reset(seeded())
+    with torch.no_grad():
+        half.Bt.normal_(0, 1e-3, generator=seeded(1))
+    before, delta = half.weight.detach().clone(), half.delta().detach()
+    assert 0.1 < half.merge_(seed=3) < 10
+    realised = half.weight.float() - before.float()
+    assert float((realised * delta).sum() / delta.square().sum()) == pytest.approx(1, abs=0.2)
+
+
+def test_equal_branches_are_rounded_alike() -> None:
+    ends = []
+    for _ in range(2):
+        model = nn.Sequential(nn.Linear(64, 64)).bfloat16()
+        with torch.no_grad():
+            nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+        lora = adapt(model, r=2, targets="0", generator=seeded())
+        with torch.no_grad():
+            lora.layers[0][1].Bt.normal_(0, 1e-3, generator=seeded(1))
+        lora.merge_()
+        ends.append(lora.layers[0][1].weight)
+    assert torch.equal(*ends)
 
 
 def test_reset_draws_from_the_generator_alone() -> None:

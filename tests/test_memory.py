@@ -181,3 +181,54 @@ def test_a_state_does_not_follow_later_tasks() -> None:
     state = memory.state_dict()
     memory.begin_task((("later",),))
     assert state["memory.prompts"] == [(("task 0",),)]
+
+
+def test_mixed_draws_are_classified_among_the_classes_of_all_tasks() -> None:
+    memory = made(0)
+    memory.begin_task((("cat",), ("dog",)))
+    memory.add(torch.zeros(2, 1, 1, 3, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    memory.begin_task((("dog",), ("bird",)))
+    memory.add(torch.ones(2, 1, 1, 3, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([2, 3]))
+    prompts, places = memory.union()
+    assert prompts == (("cat",), ("dog",), ("bird",))
+    assert [place.tolist() for place in places] == [[0, 1], [1, 2]]
+    images, targets, _ = memory.draw_mixed(9) or pytest.fail("nothing drawn")
+    assert sorted(zip(images[:, 0, 0, 0].tolist(), targets.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    images, targets, _ = memory.draw_mixed(9, before=1) or pytest.fail("nothing drawn")
+    assert (images.sum().item(), sorted(targets.tolist())) == (0, [0, 1])
+    assert made(0).draw_mixed(1) is None
+
+
+def test_what_is_offered_at_each_showing_may_be_held_twice() -> None:
+    memory = SampleMemory(6, torch.Generator().manual_seed(0), distinct=False)
+    memory.begin_task((("a",),))
+    for _ in range(3):
+        fill(memory, 4)
+    assert len(memory) == 6
+    assert set(memory["ids"].tolist()) == {0, 1, 2, 3}
+    # Of 12 showings each is held with probability 1/2, so the last four fill a third of the places.
+    late = torch.zeros(())
+    for seed in range(300):
+        memory = SampleMemory(6, torch.Generator().manual_seed(seed), distinct=False)
+        memory.begin_task((("a",),))
+        for time in range(3):
+            ids = torch.arange(4)
+            memory.add(torch.zeros(4, 1, 1, 3, dtype=torch.uint8), ids, ids, time=torch.full((4,), time))
+        late += (memory["time"] == 2).sum()
+    # 1,800 places; the spread is below the binomial's sqrt(1800 * 2 / 9) = 20, of which four are allowed.
+    assert abs(late - 600) < 80
+
+
+def test_extras_stay_with_their_sample_and_widen(tmp_path: Path) -> None:
+    memory = made(5)
+    memory.begin_task((("a",),))
+    ids = torch.arange(40)
+    memory.add(torch.zeros(40, 1, 1, 3, dtype=torch.uint8), ids, ids, said=torch.stack([ids, -ids], dim=1).float())
+    assert torch.equal(memory["said"], torch.stack([memory["ids"], -memory["ids"]], dim=1).float())
+    memory.widen("said", 3)
+    assert memory["said"][:, 2].isnan().all()
+    assert torch.equal(memory["said"][:, 0], memory["ids"].float())
+    checkpoint.write(tmp_path, 0, {"memory": memory.state_dict()})
+    other = made(5)
+    other.load_state_dict((checkpoint.read(tmp_path) or {})["memory"])
+    assert torch.equal(other["said"].nan_to_num(7.0), memory["said"].nan_to_num(7.0))

@@ -46,7 +46,8 @@ def test_value_worked_by_hand(id: str) -> None:
 
 def test_scores_holds_exactly_the_metrics_whose_inputs_are_given() -> None:
     assert set(scores(R)) == set(BY_HAND)
-    assert set(scores(R, single=np.ones(3))) == set(BY_HAND) | {"forward_transfer_survey"}
+    of_single = {"forward_transfer_survey", "plasticity_gap", "plasticity_gap_trend"}
+    assert set(scores(R, single=np.ones(3))) == set(BY_HAND) | of_single
     assert "negative_flip_rate" not in scores(R, before=np.array([True]))
     empty = Probes(np.array([], int), np.array([], int), np.empty((0, 3)))
     everything = scores(
@@ -68,6 +69,8 @@ def test_references_worked_by_hand() -> None:
     got = scores(R, single=np.array([0.9, 0.9, 0.7]), joint=np.array([0.8, 0.9, 0.9]), sizes=np.array([1, 3, 6]))
     assert got["forward_transfer_survey"] == pytest.approx(((0.7 - 0.9) + (1.0 - 0.7)) / 2)
     assert got["intransigence"] == pytest.approx((0.0 + 0.2 - 0.1) / 3)
+    assert got["plasticity_gap"] == pytest.approx((0.1 + 0.2 - 0.3) / 3)
+    assert got["plasticity_gap_trend"] == pytest.approx((-1 * 0.1 + 1 * -0.3) / 2)
     assert got["micro_accuracy"] == pytest.approx((0.6 + 3 * 0.8 + 6 * 1.0) / 10)
 
 

@@ -103,11 +103,8 @@ KINDS = {"guesser-v2": "Guesser", "guesser-v1": "Older", "guesser-v10": "Newer"}
 def plug_in(monkeypatch: pytest.MonkeyPatch, points: dict[str, str]) -> None:
     """Pretend that another distribution has these entry points in the group of agents."""
 
-    def entry_points(*, group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
-        named = points.items() if group == "clgym.agents" else ()
-        return tuple(importlib.metadata.EntryPoint(id, value, group) for id, value in named)
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    found = [importlib.metadata.EntryPoint(id, value, "clgym.agents") for id, value in points.items()]
+    monkeypatch.setattr(registry, "_points", lambda: importlib.metadata.EntryPoints(found))
 
 
 @pytest.fixture
@@ -160,7 +157,7 @@ def test_unknown_ids_name_the_nearest() -> None:
 
 def test_settings_are_the_keyword_arguments() -> None:
     assert settings("scenarios", "CLIP-MTIL-v0")["source"] == "embedded"
-    assert settings("agents", "zero_shot") == {"ensemble": True}
+    assert settings("agents", "zero_shot") == {"ensemble": True, "agent_seed": None}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -189,3 +186,11 @@ def test_agents_are_told_what_they_may_know() -> None:
     env = clgym.make("CLIP-MTIL-v0")
     setup = clgym.make_agent("guesser", env, seed=3, device="cpu").setup
     assert setup == Setup("image", (32, 32, 3), "embedded/tiny-clip", 3, "cpu")
+
+
+def test_a_spec_is_read_though_its_docstring_shows_a_method(tmp_path: Path) -> None:
+    path = tmp_path / "shown.py"
+    lines = ("class Shown:", '    """Write', "", "    def answer(self): ...", '    """', "")
+    path.write_text("\n".join([*lines, '    spec = AgentSpec(id="shown-v0", title="Shown")', ""]))
+    (entry,) = read(path, "shown")
+    assert (entry.name, entry.spec.id) == ("Shown", "shown-v0")

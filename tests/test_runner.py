@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from clgym.agent import Agent, AgentSpec, Footprint, Setup
 from clgym.callbacks import Callback, named_row
 from clgym.env import ContinualEnv
 from clgym.errors import NotRegisteredError, RecordError, SettingError
-from clgym.events import Event, Query, Train
+from clgym.events import Array, Event, Inputs, Query, Train
 from clgym.record import RunRecord
 from clgym.runner import folder_of, run
 from clgym.scenario import Scenario
@@ -58,6 +59,9 @@ class Walker(Agent):
     def answer(self, event: Query) -> np.ndarray[Any, Any]:
         rng = np.random.default_rng([int(self.place) % 2**32, len(event.inputs)])
         return rng.integers(0, len(event.candidates), len(event.inputs))
+
+    def features(self, inputs: Inputs) -> Array | None:
+        return np.diag([float(self.place), *range(1, len(inputs))])
 
     def footprint(self) -> Footprint:
         return Footprint(trainable=1)
@@ -707,3 +711,73 @@ def test_hardware_and_peak_memory() -> None:
     assert found["cores"] == os.cpu_count()
     peak = runner.peak_memory()
     assert peak is None or 1e7 < peak < 1e12
+
+
+def test_whitebox_columns_are_kept_before_training_and_at_each_task_end(tmp_path: Path, whole: dict[str, Any]) -> None:
+    record = run("Toy-v0", "walker", out=tmp_path, whitebox=True)
+    rows = record.resources["whitebox"]
+    assert [sorted(row) for row in rows] == [["effective_rank", "srank", "stable_rank"]] * 3
+    # Eight held-out inputs: before training the singular values are 0, 1, ..., 7.
+    assert rows[0]["stable_rank"] == pytest.approx(sum(k * k for k in range(8)) / 49)
+    assert contents(tmp_path) == whole
+    assert RunRecord.load(tmp_path / folder_of(record)) == record
+
+
+def test_whitebox_columns_of_an_interrupted_run_are_those_of_a_whole_one(tmp_path: Path) -> None:
+    whole = run("Toy-v0", "walker", whitebox=True)
+    for position in range(1, 20, 3):
+        interrupt(tmp_path / str(position), position, whitebox=True)
+        record = run("Toy-v0", "walker", out=tmp_path / str(position), resume=True, whitebox=True)
+        assert record.resources["whitebox"] == whole.resources["whitebox"]
+
+
+@pytest.mark.parametrize(("began", "now"), [(True, False), (False, True)])
+def test_whitebox_columns_are_kept_from_the_start_or_not_at_all(tmp_path: Path, began: bool, now: bool) -> None:
+    interrupt(tmp_path, whitebox=began)
+    words = {True: "with", False: "without"}
+    match = (
+        f"Expected a run {words[began]} white-box columns, as it began; got one {words[now]} them. "
+        f"Continue it {words[began]} --whitebox, or add --overwrite to start again."
+    )
+    with pytest.raises(SettingError, match=re.escape(match)):
+        run("Toy-v0", "walker", out=tmp_path, resume=True, whitebox=now)
+
+
+def test_a_finished_run_without_whitebox_columns_gets_none(tmp_path: Path) -> None:
+    run("Toy-v0", "walker", out=tmp_path)
+    with pytest.raises(
+        SettingError, match=r"columns; got .*seed-0, which is finished without them\. Add --overwrite to"
+    ):
+        run("Toy-v0", "walker", out=tmp_path, resume=True, whitebox=True)
+    with_them = run("Toy-v0", "walker", out=tmp_path, overwrite=True, whitebox=True)
+    assert run("Toy-v0", "walker", out=tmp_path, resume=True) == with_them
+
+
+def test_an_agent_that_offers_nothing_has_no_whitebox_columns() -> None:
+    assert run("Toy-v0", "zero", whitebox=True).resources["whitebox"] == [{}, {}, {}]
+    assert "whitebox" not in run("Toy-v0", "zero").resources
+
+
+def test_each_generator_can_have_a_seed_of_its_own(tmp_path: Path) -> None:
+    def played(**seeds: int) -> tuple[str, str, list[float | None]]:
+        stream = {name: seed for name, seed in seeds.items() if name != "agent_seed"}
+        agent: dict[str, Any] = {name: seed for name, seed in seeds.items() if name == "agent_seed"}
+        record = run("Toy-v0", "walker", 0, out=tmp_path, scenario_settings=stream, **agent)
+        log = (tmp_path / folder_of(record) / "predictions.parquet").read_bytes()
+        return hashlib.sha256(log).hexdigest(), record.fingerprints["stream"], record.R[-1]
+
+    plain = played()
+    assert played(agent_seed=7)[0] != plain[0]
+    assert played(agent_seed=7, data_seed=0)[1] == plain[1]  # of another name, but the same stream
+    assert played(order_seed=0, data_seed=0, agent_seed=0) == plain
+    assert len({played(order_seed=7)[1], played(data_seed=7)[1], plain[1]}) == 3
+    assert sorted(path.name for path in (tmp_path / "Toy-v0").iterdir()) == ["walker-v0", "walker-v0,agent_seed=7"]
+
+
+def test_a_seed_of_a_generator_is_a_whole_number() -> None:
+    words = "Expected {} as a whole number of 0 or more; got {}. Leave it out to follow the run's seed."
+    for bad in (-1, 0.5, True, "3"):
+        with pytest.raises(SettingError, match=re.escape(words.format("agent_seed", repr(bad)))):
+            run("Toy-v0", "walker", agent_seed=bad)
+        with pytest.raises(SettingError, match=re.escape(words.format("order_seed", repr(bad)))):
+            run("Toy-v0", "walker", scenario_settings={"order_seed": bad})

@@ -87,10 +87,10 @@ def hardened(pictures: Pictures, rng: np.random.Generator) -> Pictures:
     n, side = pictures.shape[:2]
     out = _blocks(pictures, 8)[rng.permutation(n)]
     bars = _blocks(pictures, 4)[rng.permutation(n)]
-    sides = rng.integers(_SMALL[0], _SMALL[1] + 1, n)
-    tops, lefts = rng.integers(0, side - sides + 1, (2, n))
-    starts, widths = rng.integers(0, side - 4, n), rng.integers(3, 5, n)
-    upright = rng.random(n) < 0.5
+    sides = np.asarray(rng.integers(_SMALL[0], _SMALL[1] + 1, n))
+    tops, lefts = np.asarray(rng.integers(0, side - sides + 1, (2, n)))
+    starts, widths = np.asarray(rng.integers(0, side - 4, n)), np.asarray(rng.integers(3, 5, n))
+    upright = np.asarray(rng.random(n) < 0.5)
     for i in range(n):
         small, top, left = int(sides[i]), int(tops[i]), int(lefts[i])
         at = (2 * np.arange(small) + 1) * side // (2 * small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,24 @@ def test_joint_from_the_pre_trained_model_each_time() -> None:
     fresh = clgym.make_agent("joint", clgym.make("CLIP-MTIL-v0"), device="cpu")
     ours, theirs = (a.lora.layers for a in (learner, fresh))  # type: ignore[union-attr]
     assert all(torch.equal(a.base.weight, b.base.weight) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+
+
+def test_a_random_guess_is_uniform_and_depends_on_the_question_alone() -> None:
+    env = clgym.make("CLIP-MTIL-v0", tasks=1, steps=1)
+    query = env.reset(seed=0)[0]
+    assert isinstance(query, Query)
+    images = np.random.default_rng(0).integers(0, 256, (4000, 4, 4, 3), np.uint8)
+    query = replace(query, inputs=images, candidates=tuple("abcde"), prompts=tuple((c,) for c in "abcde"))
+    agents = [clgym.make_agent("random_guess", env, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (np.asarray(agent.act(query)) for agent in agents)
+    assert np.array_equal(first, again)
+    assert np.allclose(np.exp(first), 0.2, atol=1e-3)
+    guesses = first.argmax(1)
+    # 4000 guesses among five: chi-square with 4 degrees of freedom, whose 0.1 and 99.9 percentiles are 0.09 and 18.5.
+    chi = ((np.bincount(guesses, minlength=5) - 800) ** 2 / 800).sum()
+    assert 0.09 < chi < 18.5
+    assert abs((guesses == other.argmax(1)).mean() - 0.2) < 0.03
+    assert np.array_equal(np.asarray(agents[0].act(replace(query, inputs=images[7:9]))), first[7:9])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,10 @@ import clgym
 from clgym.agent import Setup
 from clgym.agents.l2 import L2
 from clgym.check import check_agent
-from clgym.distil import distillation, feature_distance
+from clgym.distil import distillation, feature_distance, sigmoid_loss
 from clgym.errors import NotRegisteredError, RecordError, SettingError
 from clgym.events import Query, TaskStart, Train
+from clgym.fisher import Fisher
 from clgym.tuning import Weights, tune_attention, tune_encoders
 
 ATTENTION = ("l2", "ewc", "pred_kd", "feat_kd")
@@ -27,8 +29,8 @@ FULL = ("full_finetune", "lwf", "wise_ft")
 class Play:
     """A short stream and an agent in it; questions are guessed to save time."""
 
-    def __init__(self, agent: str, steps: int = 4, **settings: Any) -> None:
-        self.env = clgym.make("CLIP-MTIL-v0", tasks=2, steps=steps)
+    def __init__(self, agent: str, steps: int = 4, scenario: str = "CLIP-MTIL-v0", **settings: Any) -> None:
+        self.env = clgym.make(scenario, tasks=2, steps=steps)
         self.agent: Any = clgym.make_agent(agent, self.env, device="cpu", **settings)
         self.event: Any = self.env.reset(seed=0)[0]
 
@@ -190,7 +192,7 @@ def test_an_infinitely_stiff_ewc_stays_where_the_fisher_information_is() -> None
     play = Play("ewc", weight=1e20, penalty="proximal")
     pretrained = play.agent.weights.copy()
     play.until(TaskStart, 2)
-    after_first, importance = play.agent.weights.copy(), dict(play.agent.importance)
+    after_first, importance = play.agent.weights.copy(), dict(play.agent.fisher.importance)
     assert furthest(after_first, pretrained) > 1e-4
     after = play.to_the_end().weights.views()
     held = {name: (after[name] - after_first[name])[importance[name] > 1e-10].abs() for name in after}
@@ -219,7 +221,7 @@ def test_ewc_with_equal_importances_is_l2() -> None:
     for method in ("ewc", "l2"):
         play = Play(method, weight=2.0)
         if method == "ewc":
-            play.agent.importance = {name: value + 1 for name, value in play.agent.weights.zeros().items()}
+            play.agent.fisher.importance = {name: value + 1 for name, value in play.agent.weights.zeros().items()}
         play.until(TaskStart)
         play.until(Query, 2)
         ends.append(play.agent.weights.copy())
@@ -237,46 +239,62 @@ def test_a_stronger_penalty_moves_less(penalty: str) -> None:
     assert moved[1] < 0.9 * moved[0]
 
 
+@pytest.mark.parametrize("class_loss", ["ce", "bce"])
 @pytest.mark.parametrize("empirical", [False, True])
-def test_fisher_information_is_the_squared_gradient_of_batches(empirical: bool) -> None:
-    play = Play("ewc", steps=5, empirical=empirical, fisher_share=0.4)
+def test_fisher_information_is_the_squared_gradient_of_batches(empirical: bool, class_loss: str) -> None:
+    play = Play("ewc", steps=5, empirical=empirical, fisher_share=0.4, class_loss=class_loss)
     agent, total = play.agent, torch.zeros(play.agent.weights.count)
     for number in range(5):
         images, targets = play.batch()
         play.step()
         if number < 3:
-            assert not any(value.any() for value in agent.fisher.values())
+            assert not any(value.any() for name, value in agent.fisher.tensors().items())
             continue
         logits = agent.logits(images, agent.training_rows(agent.task.prompts))
         labels = targets if empirical else logits.argmax(1)
-        slopes = torch.autograd.grad(F.cross_entropy(logits, labels), agent.weights.parameters)
+        if class_loss == "ce":
+            loss = F.cross_entropy(logits, labels)
+        else:
+            ones = F.one_hot(labels, logits.shape[1]).float()
+            loss = F.binary_cross_entropy_with_logits(logits - 25, ones, reduction="none").sum(1).mean()
+        slopes = torch.autograd.grad(loss, agent.weights.parameters)
         total = total + torch.cat([g.flatten() for g in slopes]).square()
-    assert agent.batches == 2
+    assert int(agent.fisher.tensors()["batches."]) == 2
     agent.end()
-    importance = torch.cat([value.flatten() for value in agent.importance.values()])
-    assert torch.allclose(importance, total / 2, rtol=1e-4, atol=1e-12)
-    assert agent.batches == 0
+    importance = torch.cat([value.flatten() for value in agent.fisher.importance.values()])
+    assert torch.allclose(importance, total / 2, rtol=1e-4, atol=1e-6 * float(total.max()))
+    assert int(agent.fisher.tensors()["batches."]) == 0
 
 
 def test_earlier_importances_decay() -> None:
-    agent = Play("ewc", decay=0.5).agent
+    model = nn.Linear(1, 1, bias=False)
+    fisher = Fisher(Weights(model, ["weight"]), decay=0.5)
     for value in (8.0, 2.0):
-        agent.fisher, agent.batches = {name: zero + value for name, zero in agent.weights.zeros().items()}, 2
-        agent.end()
-    assert all((value == 0.5 * 4 + 1).all() for value in agent.importance.values())
+        for _ in range(2):  # the gradient is the value, twice
+            logits = value * model.weight
+            fisher.observe(logits, torch.zeros(1, dtype=torch.int64), lambda found, _: found.sum())
+        fisher.close()
+    assert float(fisher.importance["weight"]) == 0.5 * 8**2 + 2**2
 
 
 # --- Distillation from the model before the task -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("lwf", {}), ("pred_kd", {}), ("pred_kd", {"l2": 1.0, "feat": 1.0}), ("feat_kd", {})]
+    ("method", "settings"),
+    [
+        ("lwf", {}),
+        ("pred_kd", {}),
+        ("pred_kd", {"l2": 1.0, "ewc": 1.0, "feat": 1.0}),
+        ("pred_kd", {"class_loss": "bce", "ewc": 1.0}),
+        ("feat_kd", {}),
+    ],
 )
-def test_before_the_first_step_a_teacher_teaches_nothing(method: str, settings: dict[str, float]) -> None:
+def test_before_the_first_step_a_teacher_teaches_nothing(method: str, settings: dict[str, Any]) -> None:
     play = Play(method, steps=2, **settings)
     batch = play.batch(3)
     taught = gradient(play.agent, *batch)
-    play.agent.weight, play.agent.l2, play.agent.feat = 0.0, 0.0, 0.0
+    play.agent.weight, play.agent.l2, play.agent.ewc, play.agent.feat = 0.0, 0.0, 0.0, 0.0
     alone = gradient(play.agent, *batch)
     assert torch.allclose(taught, alone, atol=1e-5 * float(alone.abs().max()))
 
@@ -374,6 +392,64 @@ def test_features_are_held_to_those_before_the_task(method: str, setting: str) -
     assert float(loss - task) == pytest.approx(float(3 * (z - old).norm(dim=1).square().mean()), rel=1e-2)
 
 
+@pytest.mark.parametrize("scenario", ["CLIP-MTIL-v0", "ViT-CIFAR100-CIL-v0"])
+def test_the_sigmoid_form_is_lwf_mc(scenario: str) -> None:
+    # Card A5(b): BCE summed over classes, of the new ones against one-hot targets, of the old against the teacher.
+    play = Play("pred_kd", steps=3, scenario=scenario, class_loss="bce")
+    images, targets = play.batch(5)
+    agent, before = play.agent, play.agent.before
+    shift = 25.0 if agent.head is None else 0.0
+    with torch.no_grad():
+        loss = float(agent.loss(images, targets))
+        rows = agent.training_rows(agent.earlier + agent.task.prompts)
+        student = (agent.logits(images, rows) - shift).double()
+        agent.weights.put_(before)
+        teacher = (agent.logits(images, rows) - shift).double().sigmoid()
+    old = len(agent.earlier)
+    wanted = teacher.clone()
+    wanted[:, old:] = F.one_hot(targets, wanted.shape[1] - old)
+    p = student.sigmoid()
+    each = -(wanted * student.neg().exp().log1p().neg() + (1 - wanted) * (1 - p).clamp_min(1e-300).log())
+    assert float((student.sigmoid() - teacher)[:, :old].abs().max()) > 1e-3
+    assert loss == pytest.approx(float(each.sum(1).mean()), rel=1e-4)
+
+
+def test_the_sigmoid_form_lets_classes_alone_that_it_does_not_name() -> None:
+    logits = torch.zeros(4, 9, requires_grad=True)
+    (slope,) = torch.autograd.grad(sigmoid_loss(logits[:, :5], torch.rand(4, 5)), logits)
+    assert not slope[:, 5:].any()
+    shares = torch.tensor([[0.2, 0.9]])
+    at_teacher = shares.logit().requires_grad_()
+    (slope,) = torch.autograd.grad(sigmoid_loss(at_teacher, shares), at_teacher)
+    assert float(slope.abs().max()) < 1e-6
+
+
+def test_pred_kd_with_ewc_is_ewc_where_nothing_is_distilled() -> None:
+    # Card A5(g): the Fisher information is that of the earlier task alone, gathered as the agent ewc gathers it.
+    ends = []
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("ewc", {"weight": 3e4}),
+        ("pred_kd", {"weight": 0.0, "ewc": 3e4}),
+        ("ewc", {"weight": 0.0}),
+    )
+    for method, settings in cases:
+        ends.append(Play(method, steps=4, **settings).to_the_end().weights.copy())
+    assert furthest(ends[0], ends[1]) < 1e-6
+    assert furthest(ends[0], ends[2]) > 1e-5
+
+
+def test_a_state_of_pred_kd_with_ewc_continues_bit_for_bit() -> None:
+    first = Play("pred_kd", steps=4, ewc=100.0, class_loss="bce")
+    first.until(Train, 4)
+    second = Play("pred_kd", steps=4, ewc=100.0, class_loss="bce")
+    second.until(Train, 4)
+    fresh = Play("pred_kd", steps=4, ewc=100.0, class_loss="bce").agent
+    fresh.load_state_dict(copy.deepcopy(first.agent.state_dict()))
+    second.agent = fresh
+    assert furthest(first.to_the_end().weights.views(), second.to_the_end().weights.views()) == 0
+    assert second.agent.footprint().stored == 2 * second.agent.weights.count
+
+
 # --- WiSE-FT -------------------------------------------------------------------------------------------------
 
 
@@ -415,10 +491,16 @@ def test_the_middle_of_the_interpolation(anchor: str) -> None:
         ("lwf", {"over": "new"}, "Expected over to be one of ('earlier', 'current'); got 'new'. Choose one of these."),
         ("l2", {"weight": -1}, "Expected weight of 0 or more; got -1. 0 is plain fine-tuning."),
         ("l2", {"penalty": "hard"}, "Expected penalty to be one of ('loss', 'proximal'); got 'hard'."),
-        ("ewc", {"decay": 2.0}, "decay in [0, 1] and fisher_share in (0, 1]; got 10000.0, 2.0 and 0.2. Try 10000"),
+        ("ewc", {"weight": -1}, "Expected weight of 0 or more; got -1. 0 is plain fine-tuning."),
+        ("ewc", {"decay": 2.0}, "Expected decay in [0, 1] and fisher_share in (0, 1]; got 2.0 and 0.2. Try 1 and 0.2."),
         ("ewc", {"penalty": "hard"}, "Expected penalty to be one of ('loss', 'proximal'); got 'hard'."),
         ("feat_kd", {"weight": -1}, "Expected weight of 0 or more; got -1. 0 is plain fine-tuning."),
-        ("pred_kd", {"temperature": 0}, "temperature above 0; got 1.0, 0.0, 0.0 and 0. Try 1, 0, 0 and 1."),
+        ("pred_kd", {"temperature": 0}, "temperature above 0; got 1.0, 0.0, 0.0, 0.0 and 0. Try 1, 0, 0, 0 and 1."),
+        (
+            "l2",
+            {"class_loss": "mse"},
+            "Expected class_loss to be one of ('ce', 'bce'); got 'mse'. Choose one of these.",
+        ),
     ],
 )
 def test_settings_out_of_range(method: str, settings: dict[str, Any], words: str) -> None:

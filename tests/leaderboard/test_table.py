@@ -120,6 +120,65 @@ def test_markdown() -> None:
     assert "±" not in text
 
 
+def test_chosen_columns_and_the_order_they_give() -> None:
+    def costing(stored: int, agent: str) -> RunRecord:
+        task = {"trainable": 4423680, "stored": stored, "added_at_inference": 0, "sample_bytes": 0, "state_bytes": 8}
+        look = [{"effective_rank": 9.0}, {"effective_rank": 3.14159, "dormant_units": 0.25}]
+        return record(agent=agent, resources={"per_task": [task], "train_seconds": 2.5, "whitebox": look})
+
+    ids = ["stored", "trainable", "effective_rank", "dormant_units", "train_seconds", "query_seconds", "last"]
+    rows = summarise([costing(20, "codyra-v0"), costing(10, "mora-v0")], ids)
+    assert [row.agent for row in rows] == ["mora-v0", "codyra-v0"]  # the first column, lower is better
+    assert [str(one) for one in rows[0].metrics.values()] == [
+        *("10", "4,423,680", "3.142", "25.0", "2.5", "n/a", "62.5"),
+    ]
+    assert "| agent | seeds | stored ↓ | trainable ↓ | effective_rank | dormant_units ↓ |" in markdown(rows)
+    table = rich_tables(rows)[-1]
+    assert str(table.caption) == "shares in %, mean ± 95 % t-interval over seeds"
+
+
+def test_numbers_that_are_no_shares_have_an_interval_unless_it_is_empty() -> None:
+    # 1, 2, 3: s = 1, half = 4.302653 / sqrt(3) = 2.484138
+    assert str(estimate([1.0, 2.0, 3.0], percent=False)) == "2 ± 2.484"
+    assert str(estimate([2000.0, 2000.0], percent=False)) == "2,000"
+
+
+def test_what_needs_more_than_the_matrix_is_read_in_the_metrics_and_what_does_not_is_not() -> None:
+    claimed = {"worst_case_accuracy": 0.25, "last": 1.0, "negative_flip_rate": None}
+    ids = ["worst_case_accuracy", "last", "negative_flip_rate", "min_accuracy"]
+    (row,) = summarise([record(metrics=claimed)], ids)
+    assert [str(one) for one in row.metrics.values()] == ["25.0", "62.5", "n/a", "n/a"]
+
+
+def test_more_columns_stand_behind_the_scenarios_own() -> None:
+    (row,) = summarise([record()], more=["plasticity_gap", "mtil_last"])
+    assert list(row.metrics)[:3] == ["mtil_transfer", "mtil_avg", "mtil_last"]
+    assert list(row.metrics)[-1] == "plasticity_gap"
+
+
+def test_baselines_stand_last_and_are_marked() -> None:
+    better = [[0.2, 0.3], [0.8, 0.9], [0.5, 0.75]]
+    rows = summarise([record(agent="zero_shot-v0", R=better), record(), record(agent="nobodys-v0", R=better)])
+    assert [(row.agent, row.baseline) for row in rows] == [
+        ("nobodys-v0", False),
+        ("codyra-v0", False),
+        ("zero_shot-v0", True),
+    ]
+    lines = markdown(rows).splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:7]] == ["| nobodys-v0", "| codyra-v0", "| *zero_shot-v0*"]
+    assert lines[8] == "In italics: baselines."
+    (table, *_) = rich_tables(rows)
+    assert [row.style for row in table.rows] == [None, None, "dim"]
+    assert str(rich_tables(rows)[-1].caption).endswith("; dim: baselines")
+    assert "baselines" not in markdown(rows[:2])
+    assert "baselines" not in str(rich_tables(rows[:2])[-1].caption)
+
+
+def test_the_honest_baselines_are_marked() -> None:
+    honest = ["random_guess-v0", "zero_shot-v0", "simplecil-v0", "single_task-v0", "sequential_lora-v0", "joint-v0"]
+    assert [row.agent for row in summarise([record(agent=id) for id in honest]) if not row.baseline] == []
+
+
 def test_a_wide_table_goes_on_below() -> None:
     rows = summarise([record(), record(0.7, seed=1)])
     parts = rich_tables(rows, width=60)
