@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clgym.agent import EMBEDDED_CLIP
 from clgym.agents.coda_prompt import assemble, orthogonal, penalty
 from clgym.errors import SettingError
-from clgym.events import TaskEnd, TaskStart, Train
+from clgym.events import Query, TaskEnd, TaskStart, Train
 
-Lives = Callable[..., Any]
+SCENES = (CLIP, VIT) = ("CLIP-MTIL-v0", "ViT-CIFAR100-CIL-v0")
+
+
+def images_of(stage: Any, count: int = 6) -> tuple[Tensor, Any]:
+    """Play until a question, and return its first images and its prompts."""
+    query = stage.until(Query)
+    return stage.agent.to_device(query.inputs[:count], None)[0], query.prompts
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -70,10 +75,11 @@ def test_the_penalty_is_zero_where_components_are_orthonormal() -> None:
     assert float(penalty(2 * rows)) == pytest.approx(6.0, rel=1e-5)
 
 
-def test_loss_against_its_definition(lives: Lives, backbone: str) -> None:
-    life = lives("coda_prompt", backbone, ortho=0.3)
-    life.play(Train, 6)  # in the second task
-    agent, (images, targets) = life.agent, life.batch()
+@pytest.mark.parametrize("scenario", SCENES)
+def test_loss_against_its_definition(play: Any, scenario: str) -> None:
+    stage = play("coda_prompt", scenario, ortho=0.3)
+    stage.until(Train, 6)  # in the second task
+    agent, (images, targets) = stage.agent, stage.batch()
     with torch.no_grad():
         loss = agent.loss(images, targets)
         parts = agent.parts()
@@ -91,65 +97,74 @@ def test_loss_against_its_definition(lives: Lives, backbone: str) -> None:
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_components_of_earlier_tasks_are_fixed_and_take_part(lives: Lives, backbone: str) -> None:
-    life = lives("coda_prompt", backbone)
-    agent = life.agent
-    life.agent.act(life.play(TaskEnd))
-    life.events.pop(0)
+@pytest.mark.parametrize("scenario", SCENES)
+def test_components_of_earlier_tasks_are_fixed_and_take_part(play: Any, scenario: str) -> None:
+    stage = play("coda_prompt", scenario)
+    agent = stage.agent
+    stage.until(TaskEnd)
+    stage.step()
     first = [part.detach().clone() for part in agent.fresh]
-    life.play(Train)
+    stage.until(Train)
     for old, new, learned in zip(agent.fixed, agent.fresh, first, strict=True):
         assert torch.equal(old, learned)
         assert not old.requires_grad
         for before, drawn in zip(old.flatten(2), new.detach().flatten(2), strict=True):
             torch.testing.assert_close(before @ drawn.T, torch.zeros(5, 5), rtol=0, atol=1e-5)
-    torch.autograd.backward(agent.loss(*life.batch()))
+    torch.autograd.backward(agent.loss(*stage.batch()))
     assert all(part.grad is not None and part.grad.any() for part in agent.fresh)
     assert not any(p.requires_grad for p in agent.backbone.parameters())
-    life.play(TaskEnd)
+    stage.until(TaskEnd)
     assert all(torch.equal(old, learned) for old, learned in zip(agent.fixed, first, strict=True))
-    images, rows = life.images(), agent.class_rows(life.queries[-1].prompts, False)
+    images, prompts = images_of(stage)
+    rows = agent.class_rows(prompts, False)
     with torch.no_grad():
         answer = agent.logits(images, rows)
         agent.fixed[0].zero_()
         assert not torch.allclose(agent.logits(images, rows), answer, atol=1e-2)
 
 
-def test_components_grow_by_the_task_and_never_shrink(lives: Lives, backbone: str) -> None:
-    life = lives("coda_prompt", backbone, components=3)
+@pytest.mark.parametrize("scenario", SCENES)
+def test_components_grow_by_the_task_and_never_shrink(play: Any, scenario: str) -> None:
+    stage = play("coda_prompt", scenario, components=3)
     sizes = []
     for _ in range(2):
-        life.agent.act(life.play(TaskStart))
-        life.events.pop(0)
-        sizes.append([part.shape[1] for part in life.agent.parts()])
+        stage.until(TaskStart)
+        stage.step()
+        sizes.append([part.shape[1] for part in stage.agent.parts()])
     assert sizes == [[3] * 3, [6] * 3]
-    cost = life.agent.footprint()
+    cost = stage.agent.footprint()
     assert cost.stored == cost.added_at_inference == 2 * cost.trainable
 
 
-def test_a_state_goes_on_bit_for_bit(lives: Lives, backbone: str) -> None:
-    life, other = lives("coda_prompt", backbone), lives("coda_prompt", backbone)
-    life.play(Train, 6)
-    other.agent.load_state_dict(copy.deepcopy(life.agent.state_dict()))
-    other.events = list(life.events)
-    for each in (life, other):
-        each.play(TaskEnd)
-    assert np.array_equal(life.agent.act(life.queries[-1]), other.agent.act(life.queries[-1]))
+@pytest.mark.parametrize("scenario", SCENES)
+def test_a_state_goes_on_bit_for_bit(play: Any, scenario: str) -> None:
+    stage, other = play("coda_prompt", scenario), play("coda_prompt", scenario)
+    stage.until(Train, 6)
+    other.until(Train, 6)
+    other.agent = play("coda_prompt", scenario).agent
+    other.agent.load_state_dict(copy.deepcopy(stage.agent.state_dict()))
+    for each in (stage, other):
+        each.until(TaskEnd)
+    query = stage.until(Query)
+    assert np.array_equal(stage.agent.act(query), other.agent.act(query))
 
 
-def test_before_the_first_task_there_are_no_prompts(lives: Lives) -> None:
-    life = lives("coda_prompt", EMBEDDED_CLIP)
-    first = life.agent.act(life.queries[0])
-    assert np.allclose(first, lives("zero_shot", EMBEDDED_CLIP).agent.act(life.queries[0]), rtol=0, atol=1e-3)
-    life.play(Train)
-    assert not np.allclose(life.agent.act(life.queries[0]), first, atol=1e-2)
+def test_before_the_first_task_there_are_no_prompts(play: Any) -> None:
+    stage = play("coda_prompt", CLIP)
+    query = stage.until(Query)
+    first = stage.agent.act(query)
+    assert np.allclose(first, play("zero_shot", CLIP).agent.act(query), rtol=0, atol=1e-3)
+    stage.until(Train)
+    assert not np.allclose(stage.agent.act(query), first, atol=1e-2)
 
 
-def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
+def test_footprint_on_vit_b_16(on_vit_b_16: Callable[..., Any]) -> None:
     # Ten components a task in five blocks: prompts of eight tokens of 768 numbers, a key and an attention.
-    cost = vit_b_16("coda_prompt", tasks=2).footprint()
+    agent = on_vit_b_16("coda_prompt")
+    agent.tasks = 10
+    cost = agent.footprint()
     assert cost.trainable == 10 * 5 * (8 + 2) * 768 == 384_000
-    assert cost.stored == cost.added_at_inference == 2 * 384_000
+    assert cost.stored == cost.added_at_inference == 3_840_000  # a hundred components
 
 
 @pytest.mark.parametrize(
@@ -166,6 +181,6 @@ def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
         ({"blocks": 4}, "Expected 1 to 3 prompted blocks behind the first 0 of 3; got 4."),
     ],
 )
-def test_settings_out_of_range(lives: Lives, setting: dict[str, Any], words: str) -> None:
+def test_settings_out_of_range(play: Any, setting: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)):
-        lives("coda_prompt", EMBEDDED_CLIP, **setting)
+        play("coda_prompt", CLIP, **setting)

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clgym.agent import EMBEDDED_CLIP
 from clgym.errors import SettingError
-from clgym.events import TaskEnd, TaskStart, Train
+from clgym.events import Query, TaskEnd, TaskStart, Train
 
-Lives = Callable[..., Any]
+SCENES = (CLIP, VIT) = ("CLIP-MTIL-v0", "ViT-CIFAR100-CIL-v0")
+
+
+def images_of(stage: Any, count: int = 6) -> tuple[Tensor, Any]:
+    """Play until a question, and return its first images and its prompts."""
+    query = stage.until(Query)
+    return stage.agent.to_device(query.inputs[:count], None)[0], query.prompts
 
 
 def encoded(agent: Any, image: Tensor, expert: Tensor) -> Tensor:
@@ -30,10 +35,11 @@ def encoded(agent: Any, image: Tensor, expert: Tensor) -> Tensor:
     return features
 
 
-def test_loss_against_its_definition(lives: Lives, backbone: str) -> None:
-    life = lives("dualprompt", backbone, pull=0.5)
-    life.play(Train, 6)  # in the second task
-    agent, (images, targets) = life.agent, life.batch()
+@pytest.mark.parametrize("scenario", SCENES)
+def test_loss_against_its_definition(play: Any, scenario: str) -> None:
+    stage = play("dualprompt", scenario, pull=0.5)
+    stage.until(Train, 6)  # in the second task
+    agent, (images, targets) = stage.agent, stage.batch()
     assert agent.tasks == 2
     with torch.no_grad():
         loss = agent.loss(images, targets)
@@ -45,15 +51,16 @@ def test_loss_against_its_definition(lives: Lives, backbone: str) -> None:
     assert float(loss) == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
 
 
-def test_an_answer_takes_the_expert_of_the_nearest_key(lives: Lives, backbone: str) -> None:
-    life = lives("dualprompt", backbone)
-    life.play(TaskEnd, 2)
-    agent, images = life.agent, life.images()
+@pytest.mark.parametrize("scenario", SCENES)
+def test_an_answer_takes_the_expert_of_the_nearest_key(play: Any, scenario: str) -> None:
+    stage = play("dualprompt", scenario)
+    stage.until(TaskEnd, 2)
+    agent, (images, prompts) = stage.agent, images_of(stage)
     with torch.no_grad():
         query = agent.backbone.encode_images(images)
         agent.expert += torch.randn(agent.expert.shape, generator=torch.Generator().manual_seed(0))
         agent.keys[0], agent.key[:] = query[0], query[1]
-        rows = agent.class_rows(life.queries[-1].prompts, False)
+        rows = agent.class_rows(prompts, False)
         got = agent.logits(images, rows)
         chosen = []
         for image, q, logits in zip(images, query, got, strict=True):
@@ -63,16 +70,17 @@ def test_an_answer_takes_the_expert_of_the_nearest_key(lives: Lives, backbone: s
     assert chosen[:2] == [0, 1]
 
 
-def test_each_task_trains_its_own_expert_from_the_last(lives: Lives, backbone: str) -> None:
-    life = lives("dualprompt", backbone)
-    life.agent.act(life.play(TaskEnd))
-    life.events.pop(0)
-    agent = life.agent
+@pytest.mark.parametrize("scenario", SCENES)
+def test_each_task_trains_its_own_expert_from_the_last(play: Any, scenario: str) -> None:
+    stage = play("dualprompt", scenario)
+    stage.until(TaskEnd)
+    stage.step()
+    agent = stage.agent
     general, expert, key = (p.detach().clone() for p in (agent.general, agent.expert, agent.key))
-    life.play(Train)
+    stage.until(Train)
     assert torch.equal(agent.expert, expert)
     assert not torch.equal(agent.key, key)
-    life.play(TaskEnd)
+    stage.until(TaskEnd)
     assert torch.equal(agent.experts[0], expert)
     assert torch.equal(agent.keys[0], key)
     assert not torch.equal(agent.expert, expert)
@@ -80,44 +88,50 @@ def test_each_task_trains_its_own_expert_from_the_last(lives: Lives, backbone: s
     assert agent.experts.shape[0] == agent.keys.shape[0] == 1
 
 
-def test_only_the_pull_moves_the_key_and_nothing_the_backbone(lives: Lives, backbone: str) -> None:
-    life = lives("dualprompt", backbone, pull=0.0)
-    life.play(Train, 5)
-    agent = life.agent
-    torch.autograd.backward(agent.loss(*life.batch()))
+@pytest.mark.parametrize("scenario", SCENES)
+def test_only_the_pull_moves_the_key_and_nothing_the_backbone(play: Any, scenario: str) -> None:
+    stage = play("dualprompt", scenario, pull=0.0)
+    stage.until(Train, 5)
+    agent = stage.agent
+    torch.autograd.backward(agent.loss(*stage.batch()))
     assert not agent.key.grad.any()
     assert agent.expert.grad.any()
     assert agent.general.grad.any()
     assert not any(p.requires_grad for p in agent.backbone.parameters())
     agent.pull = 1.0
-    torch.autograd.backward(agent.loss(*life.batch()))
+    torch.autograd.backward(agent.loss(*stage.batch()))
     assert agent.key.grad.any()
 
 
-def test_a_state_goes_on_bit_for_bit(lives: Lives, backbone: str) -> None:
-    life, other = lives("dualprompt", backbone), lives("dualprompt", backbone)
-    life.play(Train, 6)
-    other.agent.load_state_dict(copy.deepcopy(life.agent.state_dict()))
-    other.events = list(life.events)
-    for each in (life, other):
-        each.play(TaskEnd)
-    assert np.array_equal(life.agent.act(life.queries[-1]), other.agent.act(life.queries[-1]))
+@pytest.mark.parametrize("scenario", SCENES)
+def test_a_state_goes_on_bit_for_bit(play: Any, scenario: str) -> None:
+    stage, other = play("dualprompt", scenario), play("dualprompt", scenario)
+    stage.until(Train, 6)
+    other.until(Train, 6)
+    other.agent = play("dualprompt", scenario).agent
+    other.agent.load_state_dict(copy.deepcopy(stage.agent.state_dict()))
+    for each in (stage, other):
+        each.until(TaskEnd)
+    query = stage.until(Query)
+    assert np.array_equal(stage.agent.act(query), other.agent.act(query))
 
 
-def test_before_the_first_task_there_are_no_prompts(lives: Lives) -> None:
-    life = lives("dualprompt", EMBEDDED_CLIP)
-    first = life.agent.act(life.queries[0])
-    assert np.allclose(first, lives("zero_shot", EMBEDDED_CLIP).agent.act(life.queries[0]), rtol=0, atol=1e-3)
-    life.play(Train)
-    assert not np.allclose(life.agent.act(life.queries[0]), first, atol=1e-2)
+def test_before_the_first_task_there_are_no_prompts(play: Any) -> None:
+    stage = play("dualprompt", CLIP)
+    query = stage.until(Query)
+    first = stage.agent.act(query)
+    assert np.allclose(first, play("zero_shot", CLIP).agent.act(query), rtol=0, atol=1e-3)
+    stage.until(Train)
+    assert not np.allclose(stage.agent.act(query), first, atol=1e-2)
 
 
-def test_the_gradient_is_clipped_and_the_learning_rate_constant(lives: Lives, backbone: str) -> None:
-    life = lives("dualprompt", backbone, clip=1e-3)
-    life.play(TaskStart)
-    life.play(Train)
-    agent = life.agent
-    torch.autograd.backward(agent.loss(*life.batch()))
+@pytest.mark.parametrize("scenario", SCENES)
+def test_the_gradient_is_clipped_and_the_learning_rate_constant(play: Any, scenario: str) -> None:
+    stage = play("dualprompt", scenario, clip=1e-3)
+    stage.until(TaskStart)
+    stage.until(Train)
+    agent = stage.agent
+    torch.autograd.backward(agent.loss(*stage.batch()))
     agent.after_backward()
     heads = [] if agent.head is None else agent.head.blocks
     grads = [p.grad.flatten() for p in (agent.general, agent.expert, agent.key, *heads)]
@@ -125,10 +139,12 @@ def test_the_gradient_is_clipped_and_the_learning_rate_constant(lives: Lives, ba
     assert [agent.schedule(step) for step in (0, 3)] == [1.0, 1.0]
 
 
-def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
+def test_footprint_on_vit_b_16(on_vit_b_16: Callable[..., Any]) -> None:
     # Keys and values of 768 numbers: five of each in two blocks, and twenty of each in three for each task.
     general, expert = 2 * 2 * 5 * 768, 3 * 2 * 20 * 768 + 768
-    cost = vit_b_16("dualprompt", tasks=10).footprint()
+    agent = on_vit_b_16("dualprompt")
+    agent.tasks = 10
+    cost = agent.footprint()
     assert cost.trainable == general + expert
     assert cost.stored == cost.added_at_inference == general + 10 * expert == 944_640
 
@@ -144,6 +160,6 @@ def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
         ({"general_blocks": 3}, "Expected 1 to 0 prompted blocks behind the first 3 of 3; got 1."),
     ],
 )
-def test_settings_out_of_range(lives: Lives, setting: dict[str, Any], words: str) -> None:
+def test_settings_out_of_range(play: Any, setting: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)):
-        lives("dualprompt", EMBEDDED_CLIP, **setting)
+        play("dualprompt", CLIP, **setting)

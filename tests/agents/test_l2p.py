@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from clgym.agent import EMBEDDED_CLIP, EMBEDDED_VIT
 from clgym.agents.l2p import nearest
 from clgym.errors import SettingError
-from clgym.events import TaskEnd, TaskStart, Train
+from clgym.events import Query, TaskEnd, TaskStart, Train
 
-Lives = Callable[..., Any]
+SCENES = (CLIP, VIT) = ("CLIP-MTIL-v0", "ViT-CIFAR100-CIL-v0")
+
+
+def images_of(stage: Any, count: int = 6) -> tuple[Tensor, Any]:
+    """Play until a question, and return its first images and its prompts."""
+    query = stage.until(Query)
+    return stage.agent.to_device(query.inputs[:count], None)[0], query.prompts
 
 
 def test_a_vote_counts_every_image_of_the_batch() -> None:
@@ -27,10 +33,11 @@ def test_a_vote_counts_every_image_of_the_batch() -> None:
     assert nearest(near[:2], 1, shared=True).tolist() == [[0]] * 2
 
 
-def test_loss_against_its_definition(lives: Lives, backbone: str) -> None:
-    life = lives("l2p", backbone, pull=0.5, top_k=3)
-    life.play(Train, 2)
-    agent, (images, targets) = life.agent, life.batch()
+@pytest.mark.parametrize("scenario", SCENES)
+def test_loss_against_its_definition(play: Any, scenario: str) -> None:
+    stage = play("l2p", scenario, pull=0.5, top_k=3)
+    stage.until(Train, 2)
+    agent, (images, targets) = stage.agent, stage.batch()
     with torch.no_grad():
         loss = agent.loss(images, targets)
         query = agent.backbone.encode_images(images)
@@ -43,13 +50,14 @@ def test_loss_against_its_definition(lives: Lives, backbone: str) -> None:
             logits = agent.classify(features, agent.training_rows(agent.task.prompts))
             each.append(F.cross_entropy(logits, target[None]) - 0.5 * near[chosen].sum())
     assert float(loss) == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
-    assert agent.read_prompts == (backbone == EMBEDDED_VIT)
+    assert agent.read_prompts == (scenario == VIT)
 
 
-def test_prompts_and_keys_that_no_image_takes_get_no_gradient(lives: Lives, backbone: str) -> None:
-    life = lives("l2p", backbone)
-    life.play(Train)
-    agent, (images, targets) = life.agent, life.batch()
+@pytest.mark.parametrize("scenario", SCENES)
+def test_prompts_and_keys_that_no_image_takes_get_no_gradient(play: Any, scenario: str) -> None:
+    stage = play("l2p", scenario)
+    stage.until(Train)
+    agent, (images, targets) = stage.agent, stage.batch()
     with torch.no_grad():
         agent.keys[:] = -agent.vit.query(images).mean(dim=0) + 0.01 * agent.keys
         agent.keys[[1, 4, 5, 8]] *= -1
@@ -59,52 +67,53 @@ def test_prompts_and_keys_that_no_image_takes_get_no_gradient(lives: Lives, back
     assert not any(p.requires_grad for p in agent.backbone.parameters())
 
 
-def test_a_vote_is_for_training_alone(lives: Lives) -> None:
-    life = lives("l2p", EMBEDDED_CLIP, shared=True)
-    life.play(TaskEnd)
-    images, prompts = life.images(), life.queries[-1].prompts
+def test_a_vote_is_for_training_alone(play: Any) -> None:
+    stage = play("l2p", CLIP, shared=True)
+    stage.until(TaskEnd)
+    images, prompts = images_of(stage)
     with torch.inference_mode():
-        whole = life.agent.answering_logits(images, prompts)
-        each = torch.cat([life.agent.answering_logits(image[None], prompts) for image in images])
+        whole = stage.agent.answering_logits(images, prompts)
+        each = torch.cat([stage.agent.answering_logits(image[None], prompts) for image in images])
     torch.testing.assert_close(whole, each, rtol=0, atol=1e-3)
 
 
-def test_before_the_first_task_there_are_no_prompts(lives: Lives) -> None:
-    life = lives("l2p", EMBEDDED_CLIP)
-    query = life.queries[0]
-    first = life.agent.act(query)
-    assert np.allclose(first, lives("zero_shot", EMBEDDED_CLIP).agent.act(query), rtol=0, atol=1e-3)
-    life.play(Train)
-    assert not np.allclose(life.agent.act(query), first, atol=1e-2)
+def test_before_the_first_task_there_are_no_prompts(play: Any) -> None:
+    stage = play("l2p", CLIP)
+    query = stage.until(Query)
+    first = stage.agent.act(query)
+    assert np.allclose(first, play("zero_shot", CLIP).agent.act(query), rtol=0, atol=1e-3)
+    stage.until(Train)
+    assert not np.allclose(stage.agent.act(query), first, atol=1e-2)
 
 
-def test_the_gradient_is_clipped_and_the_learning_rate_constant(lives: Lives) -> None:
-    life = lives("l2p", EMBEDDED_VIT, clip=1e-3)
-    life.play(Train)
-    agent = life.agent
-    torch.autograd.backward(agent.loss(*life.batch()))
+def test_the_gradient_is_clipped_and_the_learning_rate_constant(play: Any) -> None:
+    stage = play("l2p", VIT, clip=1e-3)
+    stage.until(Train)
+    agent = stage.agent
+    torch.autograd.backward(agent.loss(*stage.batch()))
     agent.after_backward()
     grads = [p.grad for p in (agent.prompts, agent.keys, *agent.head.blocks)]
     assert float(torch.cat([g.flatten() for g in grads]).norm()) == pytest.approx(1e-3, rel=1e-3)
     assert [agent.schedule(step) for step in (0, 3)] == [1.0, 1.0]
 
 
-def test_all_of_the_pool_learns_in_every_task_and_never_grows(lives: Lives, backbone: str) -> None:
-    life = lives("l2p", backbone)
-    cost = life.agent.footprint()
+@pytest.mark.parametrize("scenario", SCENES)
+def test_all_of_the_pool_learns_in_every_task_and_never_grows(play: Any, scenario: str) -> None:
+    stage = play("l2p", scenario)
+    cost = stage.agent.footprint()
     for _ in range(2):
-        life.play(TaskStart)
-        before = life.agent.prompts.detach().clone(), life.agent.keys.detach().clone()
-        life.agent.act(life.play(TaskEnd))
-        life.events.pop(0)
-        assert not torch.equal(life.agent.prompts, before[0])
-        assert not torch.equal(life.agent.keys, before[1])
-        assert life.agent.footprint() == cost
+        stage.until(TaskStart)
+        before = stage.agent.prompts.detach().clone(), stage.agent.keys.detach().clone()
+        stage.until(TaskEnd)
+        stage.step()
+        assert not torch.equal(stage.agent.prompts, before[0])
+        assert not torch.equal(stage.agent.keys, before[1])
+        assert stage.agent.footprint() == cost
 
 
-def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
+def test_footprint_on_vit_b_16(on_vit_b_16: Callable[..., Any]) -> None:
     # Ten prompts of ten tokens of 768 numbers, and ten keys: the pool of the released configuration.
-    cost = vit_b_16("l2p", tasks=10).footprint()
+    cost = on_vit_b_16("l2p").footprint()
     assert cost.trainable == cost.stored == cost.added_at_inference == 10 * 10 * 768 + 10 * 768 == 84_480
 
 
@@ -122,6 +131,6 @@ def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
         ({"read": "all"}, "Expected read 'prompts' or 'class'; got 'all'."),
     ],
 )
-def test_settings_out_of_range(lives: Lives, setting: dict[str, Any], words: str) -> None:
+def test_settings_out_of_range(play: Any, setting: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)):
-        lives("l2p", EMBEDDED_CLIP, **setting)
+        play("l2p", CLIP, **setting)

@@ -12,13 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clgym.agent import EMBEDDED_CLIP
 from clgym.agents.moe_adapters import SCALE, Experts, Selector, errors
 from clgym.errors import SettingError
-from clgym.events import TaskEnd, TaskStart, Train
+from clgym.events import Query, TaskEnd, TaskStart, Train
 
-Lives = Callable[..., Any]
+
 CPU = torch.device("cpu")
+CLIP = "CLIP-MTIL-v0"
+
+
+def images_of(stage: Any, count: int = 6) -> tuple[Tensor, Any]:
+    """Play until a question, and return its first images and its prompts."""
+    query = stage.until(Query)
+    return stage.agent.to_device(query.inputs[:count], None)[0], query.prompts
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -162,17 +168,17 @@ def test_the_usual_error_is_a_running_mean() -> None:
     assert float(selector.usual) == pytest.approx(0.95 * (0.95 * each[0] + 0.05 * each[1]) + 0.05 * each[2], rel=1e-5)
 
 
-def test_a_task_trains_its_router_and_the_experts_that_are_not_fixed(lives: Lives) -> None:
-    life = lives("moe_adapters", EMBEDDED_CLIP)
-    agent = life.agent
+def test_a_task_trains_its_router_and_the_experts_that_are_not_fixed(play: Any) -> None:
+    stage = play("moe_adapters", CLIP)
+    agent = stage.agent
     assert len(agent.experts) == 6  # three blocks in each encoder
-    agent.act(life.play(TaskEnd))
-    life.events.pop(0)
+    stage.until(TaskEnd)
+    stage.step()
     assert all(int(each.frozen.sum()) == 2 for each in agent.experts)
     cost = agent.footprint()
     first = copy.deepcopy(agent.experts)
     encoder = {name: part.detach().clone() for name, part in agent.selector.fresh.items()}
-    agent.act(life.play(TaskEnd))
+    stage.until(TaskEnd)
     moved = 0
     for before, now in zip(first, agent.experts, strict=True):
         assert torch.equal(now.routers[0], before.router)
@@ -191,20 +197,20 @@ def test_a_task_trains_its_router_and_the_experts_that_are_not_fixed(lives: Live
     assert later.trainable <= cost.trainable
 
 
-def test_an_image_that_no_task_knows_is_answered_by_clip(lives: Lives) -> None:
-    life = lives("moe_adapters", EMBEDDED_CLIP, threshold=0.0, lr=0.05)
-    agent, plain = life.agent, lives("zero_shot", EMBEDDED_CLIP).agent
-    life.play(TaskEnd, 2)
-    for query in life.queries[:2]:
-        assert np.allclose(agent.act(query), plain.act(query), rtol=0, atol=1e-3)
+def test_an_image_that_no_task_knows_is_answered_by_clip(play: Any) -> None:
+    stage = play("moe_adapters", CLIP, threshold=0.0, lr=0.05)
+    agent, plain = stage.agent, play("zero_shot", CLIP).agent
+    stage.until(TaskEnd, 2)
+    query = stage.until(Query)
+    assert np.allclose(agent.act(query), plain.act(query), rtol=0, atol=1e-3)
     agent.threshold = 1e9
-    assert not np.allclose(agent.act(life.queries[0]), plain.act(life.queries[0]), atol=1.0)
+    assert not np.allclose(agent.act(query), plain.act(query), atol=1.0)
 
 
-def test_image_and_texts_take_the_routers_of_one_task(lives: Lives) -> None:
-    life = lives("moe_adapters", EMBEDDED_CLIP, lr=0.05)
-    life.play(TaskEnd, 2)
-    agent, images, prompts = life.agent, life.images(4), life.queries[-1].prompts
+def test_image_and_texts_take_the_routers_of_one_task(play: Any) -> None:
+    stage = play("moe_adapters", CLIP, lr=0.05)
+    stage.until(TaskEnd, 2)
+    agent, (images, prompts) = stage.agent, images_of(stage, 4)
     routes = torch.tensor([1, -1, 0, 1])
     agent.selector.forward = lambda features, threshold: routes[: len(features)]
     with torch.inference_mode():
@@ -216,15 +222,15 @@ def test_image_and_texts_take_the_routers_of_one_task(lives: Lives) -> None:
             torch.testing.assert_close(logits[None], agent.scale * features @ rows.T, rtol=0, atol=2e-3)
     assert agent.routes is None
     assert {route for _, route in agent._rows} == {0, 1}
-    agent.act(life.play(TaskEnd))
+    agent.end_task(TaskEnd(1))
     assert not agent._rows
 
 
-def test_the_model_is_untouched_without_a_route_whatever_happens(lives: Lives) -> None:
-    life = lives("moe_adapters", EMBEDDED_CLIP, lr=0.05)
-    life.play(TaskEnd)
-    agent, images = life.agent, life.images()
-    plain = lives("zero_shot", EMBEDDED_CLIP).agent
+def test_the_model_is_untouched_without_a_route_whatever_happens(play: Any) -> None:
+    stage = play("moe_adapters", CLIP, lr=0.05)
+    stage.until(TaskEnd)
+    agent, (images, _) = stage.agent, images_of(stage)
+    plain = play("zero_shot", CLIP).agent
 
     def fail() -> None:
         with agent.routed(torch.tensor([0])):
@@ -239,10 +245,10 @@ def test_the_model_is_untouched_without_a_route_whatever_happens(lives: Lives) -
             assert torch.equal(agent.backbone.encode_images(images), features)
 
 
-def test_loss_is_smoothed_cross_entropy_and_the_error(lives: Lives) -> None:
-    life = lives("moe_adapters", EMBEDDED_CLIP, label_smoothing=0.3)
-    life.play(Train, 3)
-    agent, (images, targets) = life.agent, life.batch()
+def test_loss_is_smoothed_cross_entropy_and_the_error(play: Any) -> None:
+    stage = play("moe_adapters", CLIP, label_smoothing=0.3)
+    stage.until(Train, 3)
+    agent, (images, targets) = stage.agent, stage.batch()
     state = agent.generator.get_state()
     with torch.no_grad():
         loss = agent.loss(images, targets)
@@ -256,20 +262,20 @@ def test_loss_is_smoothed_cross_entropy_and_the_error(lives: Lives) -> None:
     assert float(loss) == pytest.approx(float(smoothed + error), rel=1e-4)
 
 
-def test_the_auto_encoder_has_a_learning_rate_of_its_own(lives: Lives) -> None:
-    life = lives("moe_adapters", EMBEDDED_CLIP, lr=1e-9)
-    life.agent.act(life.play(TaskStart))
-    before = life.agent.selector.fresh["decode"].detach().clone()
-    life.events.pop(0)
-    life.play(TaskEnd)
-    assert [group["share"] * life.agent.lr for group in life.agent.optimizer.param_groups] == [
+def test_the_auto_encoder_has_a_learning_rate_of_its_own(play: Any) -> None:
+    stage = play("moe_adapters", CLIP, lr=1e-9)
+    stage.until(TaskStart)
+    before = stage.agent.selector.fresh["decode"].detach().clone()
+    stage.step()
+    stage.until(TaskEnd)
+    assert [group["share"] * stage.agent.lr for group in stage.agent.optimizer.param_groups] == [
         1e-9,
         pytest.approx(3e-3),
     ]
-    assert float((life.agent.selector.fresh["decode"] - before).detach().abs().max()) > 1e-3
+    assert float((stage.agent.selector.fresh["decode"] - before).detach().abs().max()) > 1e-3
 
 
-def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
+def test_footprint_on_vit_b_16(on_vit_b_16: Callable[..., Any]) -> None:
     # Experts of 2 * 64 * d + 64 + d numbers, and routers and noise of 22 * d a task, in 12 blocks of either width.
     agent = vit_b_16("moe_adapters", tasks=0, clip=True)
     pool = sum(12 * 22 * (2 * 64 * d + 64 + d) for d in (768, 512))
@@ -296,6 +302,6 @@ def test_footprint_on_vit_b_16(vit_b_16: Callable[..., Any]) -> None:
         ({"threshold": -1.0}, "8 and -1.0"),
     ],
 )
-def test_settings_out_of_range(lives: Lives, setting: dict[str, Any], words: str) -> None:
+def test_settings_out_of_range(play: Any, setting: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)):
-        lives("moe_adapters", EMBEDDED_CLIP, **setting)
+        play("moe_adapters", CLIP, **setting)
