@@ -177,16 +177,11 @@ def _self_forward_impl(p: Tensor, topk: int, temperature: float, delta: float | 
     norm = _norm(exact)
     # Dividing by the norm keeps the order, so the responses themselves say who is among the largest.
     keep = largest(exact, topk)
-    if not p.is_cuda and _SPARSE * topk <= p.shape[1]:
-        at = torch.from_numpy(np.flatnonzero(keep.numpy()))
-        if len(at) == topk * len(p):  # rows with NaN keep fewer
-            few = exact.reshape(-1).index_select(0, at).view(-1, topk)
-            gate = (few / (norm * temperature)).softmax(-1)
-            heard = gate * few if delta is None else gate * few * (few >= norm * delta)
-            h, a = torch.zeros(p.shape, dtype=exact.dtype), torch.zeros(p.shape, dtype=exact.dtype)
-            h.view(-1).index_copy_(0, at, heard.view(-1))
-            a.view(-1).index_copy_(0, at, gate.view(-1))
-            return h.to(p.dtype), a
+    if (at := _places(keep, topk)) is not None:
+        few = exact.reshape(-1).index_select(0, at).view(-1, topk)
+        gate = (few / (norm * temperature)).softmax(-1)
+        heard = gate * few if delta is None else gate * few * (few >= norm * delta)
+        return _spread(heard, at, p.shape).to(p.dtype), _spread(gate, at, p.shape)
     a = exact - exact.amax(-1, keepdim=True)
     a.mul_(1 / (norm * temperature)).exp_().mul_(keep)
     a.div_(a.sum(-1, keepdim=True))
@@ -211,6 +206,21 @@ def _self_backward_impl(dh: Tensor, p: Tensor, a: Tensor, temperature: float, de
     return of_score.sub_(exact * along).div_(norm).addcmul_(a, grad).to(p.dtype)
 
 
+def _places(keep: Tensor, topk: int) -> Tensor | None:
+    """Return where the active ones are in a flat row of rows, or nothing where they are not few, or not ``topk`` a row.
+
+    Rows with NaN keep fewer.
+    """
+    if keep.is_cuda or _SPARSE * topk > keep.shape[1]:
+        return None
+    at = torch.from_numpy(np.flatnonzero(keep.numpy()))
+    return at if len(at) == topk * len(keep) else None
+
+
+def _spread(few: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
+    return few.new_zeros(shape.numel()).index_copy_(0, at, few.view(-1)).view(shape)
+
+
 def _norm(p: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
     return norm.clamp_min_(_LEAST_NORM)
@@ -223,7 +233,13 @@ def _router_forward_impl(p: Tensor, logits: Tensor, bias: Tensor, topk: int) -> 
 
         return kernel.router_forward(p.contiguous(), logits.contiguous(), bias, topk)
     z = logits.to(_exact(p)).sigmoid().add_(bias)
-    z.mul_(largest(z, topk))
+    keep = largest(z, topk)
+    if (at := _places(keep, topk)) is not None:
+        few = z.reshape(-1).index_select(0, at).view(-1, topk)
+        gate = few.mul_(topk / few.sum(-1, keepdim=True))
+        heard = gate * p.reshape(-1).index_select(0, at).view(-1, topk)
+        return _spread(heard, at, p.shape).to(p.dtype), _spread(gate, at, p.shape)
+    z.mul_(keep)
     a = z.mul_(topk / z.sum(-1, keepdim=True))
     return (a * p).to(p.dtype), a
 
