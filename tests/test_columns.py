@@ -84,7 +84,7 @@ def test_looks_are_shown_by_task_or_of_the_whole_stream() -> None:
     told = text([*rows, {"srank": 2.0, "dormant_units": 0.0}]).splitlines()
     assert [line.split() for line in told[:4]] == [
         ["after", "learning", "srank", "dormant_units"],
-        ["0", "(before", "training)", "3", "12.5"],
+        ["untrained", "3", "12.5"],
         ["1", "birds", "2.5", "-"],
         ["2", "tools", "2", "0.0"],
     ]
