@@ -15,6 +15,7 @@ from clgym.errors import SettingError
 
 Encoders = Literal["all", "vision", "text"]
 Prefix = tuple[Tensor, Tensor]
+SHORT = 64  # tokens; up to here two batched products train faster on CPU than torch's flash attention does
 
 _LINEARS = re.compile(r"(?:.*\.)?(?:resblocks|blocks)\.\d+\.(?:attn\.(?:q|k|v|out)_proj|mlp\.(?:c_fc|c_proj|fc1|fc2))")
 
@@ -85,9 +86,19 @@ class UnfoldedAttention(nn.Module):
                 attn_mask = ~attn_mask
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.view(-1, self.heads, *attn_mask.shape[1:])
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)  # (B, heads, L, d / heads)
+        mixed = _attend(q, k, v, attn_mask)  # (B, heads, L, d / heads)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out, None) if self.pair else out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Return ``softmax(q k^T / sqrt(d) + mask) v``, ``(B, heads, L, d)``; short ones form the weights to train on CPU."""
+    if q.is_cuda or k.shape[2] > SHORT or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return torch.matmul(scores.softmax(-1), v)
 
 
 def _parts_of_torch(fused: Any) -> tuple[list[Tensor], list[Tensor | None], nn.Linear]:

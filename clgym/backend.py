@@ -149,8 +149,11 @@ def uses_kernel(op: str, x: Tensor, ranks: int = 0, dtype: torch.dtype | None = 
 _library: Any = torch.library.Library("clgym", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an op of the dispatcher, on CPU and CUDA, and return it.
+def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an op of the dispatcher, on CPU and CUDA, and return what calls it.
+
+    Where nobody watches, in plain eager code without gradients, the call goes straight to ``function``: on CPU the way
+    through the dispatcher and back into Python takes as long as a thin product.
 
     Args:
         schema: ``name(arguments) -> results``, in torch's schema language.
@@ -162,7 +165,13 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     for key in ("CPU", "CUDA"):
         _library.impl(name, function, key)
     torch.library.register_fake(f"clgym::{name}", fake, lib=_library)
-    return getattr(torch.ops.clgym, name).default
+    op = getattr(torch.ops.clgym, name).default
+
+    def call(*args: Any) -> Any:
+        watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+        return op(*args) if watched or torch.is_grad_enabled() else function(*args)
+
+    return call
 
 
 Facts = Callable[..., tuple[Tensor, int, torch.dtype]]
