@@ -17,8 +17,9 @@ from clgym.attention import Encoders, lora_targets, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
 from clgym.device import pick_device, pick_precision
 from clgym.distil import sigmoid_loss
+from clgym.erasing import RetainFinetune, drop_from
 from clgym.errors import SettingError
-from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, Erase, EraseEnd, EraseRequest, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
@@ -39,7 +40,8 @@ class Learner(Agent):
     the method trains; classes without a row get next to no probability, or all the same if none has one.
 
     A subclass fills in :meth:`begin` (returns what the task trains) and may override :meth:`loss`,
-    :meth:`after_backward`, :meth:`after_step` and :meth:`end`.
+    :meth:`after_backward`, :meth:`after_step` and :meth:`end`; to forget on request in a way of its own,
+    :meth:`begin_erasure`, :meth:`erase` and :meth:`end_erasure`; and, if it keeps samples, :meth:`drop_samples`.
 
     Args:
         setup: What is known of the stream.
@@ -91,6 +93,7 @@ class Learner(Agent):
             self.scale = math.exp(self.clip.logit_scale)
         self.head_share = 1.0
         self.lora: LoRASet | None = None
+        self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
@@ -237,6 +240,22 @@ class Learner(Agent):
         self.optimizer = None
         self._text_changed()
 
+    def drop_samples(self, ids: Tensor) -> None:
+        """Let go of the stored samples with these ids, int64 ``(n,)``, and of all that is kept of them one by one."""
+        drop_from(getattr(self, "memory", None), ids)
+
+    def begin_erasure(self, event: EraseRequest) -> None:
+        """Drop the stored samples that must go."""
+        self.erasing.begin(self, event)
+
+    def erase(self, event: Erase) -> None:
+        """Train on what may be read to retain."""
+        self.erasing.erase(self, event)
+
+    def end_erasure(self, event: EraseEnd) -> None:
+        """Put the retained samples away."""
+        self.erasing.end(self, event)
+
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""
@@ -326,6 +345,7 @@ class Learner(Agent):
     def state_dict(self) -> dict[str, Any]:
         """Return step, generator, task, head, optimizer moments and what :meth:`tensors` names."""
         state: dict[str, Any] = {"step": self.step, "generator": self.generator.get_state()}
+        state |= self.erasing.state_dict()
         if self.task is not None:
             state["task"] = [getattr(self.task, field.name) for field in fields(self.task)]
         if self.head is not None:
@@ -353,9 +373,9 @@ class Learner(Agent):
         if self.head is not None:
             self.head.restore(state["classes"], rows)  # before the task, whose optimizer takes the rows
         if "task" in state:
-            number, name, text, classes, prompts, samples, steps = state["task"]
+            number, name, text, classes, prompts, samples, steps, noted = state["task"]
             words = tuple(tuple(templates) for templates in prompts)
-            self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps))
+            self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps, tuple(noted)))
         self.restore(stored)
         if "moments" not in state:
             self.optimizer = None
@@ -363,6 +383,7 @@ class Learner(Agent):
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step = state["step"]
+        self.erasing.load_state_dict(state)
         self.generator.set_state(state["generator"])
         self._texts.clear()
 

@@ -11,6 +11,7 @@ import typer
 
 from clgym.columns import shown
 from clgym.console import emit, matrix_table, metrics_table, note, show, stdout, whitebox_table
+from clgym.erasure_verb import DryRun, References, dry_run, play_references
 from clgym.errors import SettingError
 from clgym.options import (
     RUNS,
@@ -53,6 +54,8 @@ def run(
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to TensorBoard.")] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases.")] = False,
+    references: References = 0,
+    dry: DryRun = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,6 +67,8 @@ def run(
         raise SettingError("Expected --resume or --overwrite; got both. Leave one out.")
     chosen = of_scenario(with_, source, probe_every)
     jobs = planned(scenario, agent, listed(seeds), scenario_settings=chosen, agent_settings=set_ or [])
+    if dry:
+        return dry_run(jobs, references, as_json)
     if not (resume or overwrite):
         unclaimed(jobs, out)
     means: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device, "precision": precision}
@@ -82,6 +87,8 @@ def run(
             raise interrupted(f"{folder} keeps a checkpoint", ["--resume"], as_json) from error
         if not (quiet or as_json):
             _show_run(folder, done[folder])
+    if references:
+        play_references(done, out, references, device=device, precision=precision, quiet=quiet, as_json=as_json)
     _finish_run(done, quiet, as_json)
 
 
