@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from clgym.agent import Agent, AgentSpec, Setup
-from clgym.events import Answer, Query
+from clgym.events import Answer, Erase, EraseEnd, EraseRequest, Query
 from clgym.seeds import agent_seed
 
 TIE = 1e-3  # spread of the log-probabilities: enough to rank them, too little to say anything
@@ -37,6 +37,18 @@ class RandomGuess(Agent):
         logits = np.stack([self._noise(image.tobytes(), len(event.candidates)) for image in event.inputs])
         answer: Answer = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
         return answer
+
+    def begin_erasure(self, event: EraseRequest) -> None:
+        """Agree: what was never learned is forgotten."""
+        del event
+
+    def erase(self, event: Erase) -> None:
+        """Do nothing."""
+        del event
+
+    def end_erasure(self, event: EraseEnd) -> None:
+        """Acknowledge."""
+        del event
 
     def _noise(self, content: bytes, classes: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         digest = hashlib.blake2b(content, digest_size=16, key=self.key).digest()

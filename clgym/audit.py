@@ -26,7 +26,7 @@ import torch
 from clgym.agent import Agent
 from clgym.backbones import load_backbone
 from clgym.canary import Trace, traces
-from clgym.events import EraseEnd, EraseRequest, IntArray, Query, TaskEnd, TaskStart, Train, Wants
+from clgym.events import Array, Erase, EraseEnd, EraseRequest, IntArray, Query, TaskEnd, TaskStart, Train, Wants
 from clgym.lifetime import Lifetime
 from clgym.scenario import Data
 
@@ -209,7 +209,23 @@ class Bench:
         tuned = [agent.features(x) for x in (images, retained)]
         if tuned[0] is not None:
             spaces["agent"] = tuned[0], tuned[1]
-        return tuple(traces(state, self.life.ids[self.t][rows], images, self.task.train.targets[rows], spaces))
+        ids, labels = self.life.ids[self.t][rows], self.task.train.targets[rows]
+        return tuple(traces(state, ids, images, labels, spaces, self.views(ids) if self.task.train.decodes else None))
+
+    def views(self, ids: IntArray) -> tuple[Array, IntArray]:
+        """Return samples as batches showed them, augmented, uint8 ``(m, H, W, 3)``, and the place of each in ``ids``."""
+        life, out, whose = self.life, [], []
+        brought = [
+            life.event(position, life.read)
+            for position, step in enumerate(life.plan.steps)
+            if (step.kind == "train" and step.task == self.t) or (step.kind == "erase" and step.service == self.service)
+        ]
+        for batch in (event.forget if isinstance(event, Erase) else event for event in brought):
+            if isinstance(batch, Train):
+                at = np.isin(batch.ids, ids)
+                out.append(np.asarray(batch.inputs)[at])
+                whose.append(np.argsort(ids)[np.searchsorted(np.sort(ids), batch.ids[at])])
+        return np.concatenate(out), np.concatenate(whose)
 
     def probed(self, build: Build) -> dict[str, float] | None:
         """W4: return the accuracy of linear probes on the scope; ``None`` if the agent shows no features."""

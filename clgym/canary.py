@@ -67,6 +67,7 @@ def traces(
     images: Array,
     labels: IntArray,
     features: Mapping[str, tuple[Array, Array]],
+    views: tuple[Array, IntArray] | None = None,
 ) -> list[Trace]:
     """Return what a state holds of erased samples.
 
@@ -76,13 +77,17 @@ def traces(
         images: Their inputs, uint8 ``(n, H, W, 3)``.
         labels: Their classes, int64 ``(n,)``.
         features: By name of the space, features of the erased samples ``(n, d)``, and of as many others.
+        views: Their inputs as they were shown, augmented, uint8 ``(m, H, W, 3)``, and whose they are, int64 ``(m,)``,
+            indices below ``n``; ``None`` where they were shown as they are.
     """
     found: list[Trace] = []
-    wanted = set(mark(ids).tolist())
+    wanted, owners = set(mark(ids).tolist()), np.arange(len(images))
+    if views is not None:
+        images, owners = np.concatenate([images, views[0]]), np.concatenate([owners, views[1]])
     for name, value in state.items():
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         if isinstance(array, np.ndarray):
-            found += _in_array(name, array, wanted, images, labels, features)
+            found += _in_array(name, array, wanted, images, owners, labels, features)
         elif count := sum(_mentions(value, number) for number in wanted):
             found.append(Trace("id", name, count))
     return found
@@ -93,6 +98,7 @@ def _in_array(
     array: Array,
     wanted: set[int],
     images: Array,
+    owners: IntArray,
     labels: IntArray,
     features: Mapping[str, tuple[Array, Array]],
 ) -> list[Trace]:
@@ -100,12 +106,14 @@ def _in_array(
     if np.issubdtype(array.dtype, np.integer) and array.dtype.itemsize == 8:
         found.append(Trace("id", name, len(wanted & set(array.ravel().tolist()))))
     raw = np.ascontiguousarray(array).tobytes()
-    found.append(Trace("bytes", name, sum(image.tobytes() in raw for image in images)))
+    there = np.array([image.tobytes() in raw for image in images], bool)
+    found.append(Trace("bytes", name, len(np.unique(owners[there]))))
     if np.issubdtype(array.dtype, np.floating) and array.size:
         pixels = images.reshape(len(images), -1).astype(np.float32)
-        found.append(Trace("pixels", name, _copies(array, pixels - pixels.mean(axis=1, keepdims=True), centre=True)))
+        there = _copies(array, pixels - pixels.mean(axis=1, keepdims=True), centre=True)
+        found.append(Trace("pixels", name, len(np.unique(owners[there]))))
         for gone, others in features.values():
-            found.append(Trace("feature", name, _copies(array, gone)))
+            found.append(Trace("feature", name, int(_copies(array, gone).sum())))
             found.append(Trace("mean", name, _means(array, gone, labels, others)))
     return [trace for trace in found if trace.count]
 
@@ -137,14 +145,15 @@ def _unit(vectors: Array) -> Array:
     return out
 
 
-def _copies(array: Array, vectors: Array, centre: bool = False) -> int:
-    """Return how many vectors have a copy in an array, up to a factor (and, centred, a constant)."""
+def _copies(array: Array, vectors: Array, centre: bool = False) -> Array:
+    """Return which vectors have a copy in an array, up to a factor (and, centred, a constant), bool ``(n,)``."""
     rows = _rows(array, vectors.shape[1])
     if rows is None:
-        return 0
+        return np.zeros(len(vectors), bool)
     if centre:
         rows = rows - rows.mean(axis=1, keepdims=True)
-    return int(((_unit(rows) @ _unit(vectors).T).max(axis=0) > COPY).sum())
+    alike: Array = (_unit(rows) @ _unit(vectors).T).max(axis=0) > COPY
+    return alike
 
 
 def _means(array: Array, gone: Array, labels: IntArray, others: Array) -> int:

@@ -14,7 +14,7 @@ from clgym.agent import Agent, AgentSpec, Setup
 from clgym.audit import BUDGET, Audit, Bench, audited, ridge_probe
 from clgym.canary import Trace, mark
 from clgym.env import ContinualEnv
-from clgym.events import Array, EraseEnd, EraseRequest, Event, Inputs, Query, TaskEnd, TaskStart, Train
+from clgym.events import Array, Erase, EraseEnd, EraseRequest, Event, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.lifetime import Lifetime
 
 TINY = "embedded/tiny-clip"
@@ -198,6 +198,24 @@ def test_traces_in_a_state(life: Lifetime) -> None:
     # The agent's own features are looked for too.
     own = build().features(images[:4])
     assert Trace("feature", "stored", 4) in bench.found({"stored": own}, build, TINY)
+
+
+def test_views_are_what_batches_showed(life: Lifetime) -> None:
+    bench, ids = Bench(life, 0), life.ids[0]
+    images, whose = bench.views(ids)
+    steps = life.plan.steps
+    (train,) = (k for k, step in enumerate(steps) if step.kind == "train" and step.task == 0)
+    (erase,) = (k for k, step in enumerate(steps) if step.kind == "erase" and step.service == 0)
+    taught, asked = life.event(train, life.read), life.event(erase, life.read)
+    assert isinstance(taught, Train)
+    assert isinstance(asked, Erase)
+    assert asked.forget is not None
+    assert np.array_equal(ids[whose], np.concatenate([taught.ids, asked.forget.ids]))
+    assert np.array_equal(images, np.concatenate([taught.inputs, asked.forget.inputs]))  # type: ignore[arg-type]
+    # Shown as they are they would be found without.
+    assert not np.array_equal(images[: len(taught.ids)], bench.task.train.batch(whose[: len(taught.ids)]))
+    state = {"memory": bench.views(life.ids[0][bench.erased[:2]])[0]}
+    assert Trace("bytes", "memory", 2) in bench.found(state, rote(life, knows_all=False), TINY)
 
 
 def test_an_audit_of_an_agent_that_hides(life: Lifetime) -> None:

@@ -61,6 +61,16 @@ def test_a_prototype_is_listed_though_no_sample_is_copied() -> None:
     assert found({"prototypes": torch.from_numpy(means)}) == [Trace("mean", "prototypes", 2)]
 
 
+def test_augmented_views_count_once_for_each_sample() -> None:
+    views, whose = np.concatenate([IMAGES[:3, ::-1], IMAGES[:1, :, ::-1]]), np.array([0, 1, 2, 0])
+    state = {"memory": torch.from_numpy(np.concatenate([views[[0, 1, 3]], IMAGES[:1]]))}
+    spaces = {"frozen": (GONE, OTHERS)}
+    assert traces(state, IDS, IMAGES, LABELS, spaces) == [Trace("bytes", "memory", 1)]
+    assert traces(state, IDS, IMAGES, LABELS, spaces, (views, whose)) == [Trace("bytes", "memory", 2)]
+    scaled = {"floats": views[1:].astype(np.float32) / 127 - 1}
+    assert traces(scaled, IDS, IMAGES, LABELS, spaces, (views, whose)) == [Trace("pixels", "floats", 3)]
+
+
 def test_marks_are_unlike_any_other_number_and_one_each() -> None:
     marks = mark(np.arange(1000))
     assert len(set(marks.tolist())) == 1000
