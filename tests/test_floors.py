@@ -16,15 +16,19 @@ FLOORS = tuple(
     set(names.split())
     for names in (
         "errors events kernels",
-        "anytime backend bank batching formulary gating lowrank merging metrics nf4 ops philox projection prox "
-        "record references seeds spaces stacking",
-        "agent attention backbones checkpoint columns conformance contrast device distil exchange fisher folder "
-        "frozen head hub hub_sets images increments inside labels learner lookahead lora memory optim parts plan "
-        "plots prompting scenario scorer sources stack tuning variants vit whitebox worlds",
+        "anytime backend bank batching distances erasure_metrics formulary gating lowrank merging metrics nf4 ops "
+        "philox projection prox record references seeds spaces stacking",
+        "agent attention audit backbones canary checkpoint columns conformance contrast counterfactual demands "
+        "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder frozen "
+        "head hub hub_sets images increments inside labels learner lifetime lookahead lora memory neighbours "
+        "optim parts plan plots probes prompting scenario scorer sources stack tuning variants vit whitebox "
+        "worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
-        "grid ladder leaderboard rescore runner sweep sweep_here sweep_ray worker",
-        "__init__ __main__ board console doctor fetch gallery jobs listing options run_verb sweep_verb",
+        "audit_runs erasure_results grid ladder leaderboard reference_runs rescore runner sweep sweep_here "
+        "sweep_ray worker",
+        "__init__ __main__ board console doctor erasure_gallery erasure_verb fetch gallery jobs listing options "
+        "run_verb sweep_verb",
     )
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
