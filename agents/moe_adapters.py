@@ -200,7 +200,7 @@ class MoEAdapters(Learner):
         threshold: Largest error of an auto-encoder on an image of its task, as a multiple of its mean in training.
         code: Numbers that an auto-encoder squeezes a feature into; ``None`` is 100 on a real model and 8 on the tiny
             CLIP, whose features have 64: an auto-encoder that can copy every image knows none.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-4 on the tiny CLIP.
         label_smoothing: Of the cross-entropy.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -243,7 +243,7 @@ class MoEAdapters(Learner):
         """Put experts beside the blocks; they say nothing yet."""
         super().__init__(
             setup,
-            lr=learning_rate(lr, setup, real=1e-3, tiny=5e-3),
+            lr=learning_rate(lr, setup, real=1e-3, tiny=5e-4),
             warmup=0.1,
             label_smoothing=label_smoothing,
             ensemble=ensemble,
