@@ -33,7 +33,7 @@ class CODAPrompt(Learner):
         length: Keys and values of a prompt, an even number; ``None`` is 8 on a real model and 4 on the tiny ones.
         blocks: Prompted blocks, from the first on; ``None`` is five twelfths, five of twelve.
         ortho: Weight of the penalty.
-        lr: Peak learning rate of Adam; ``None`` is 1e-3 on a real model and 5e-3 on the tiny ViT and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of Adam; ``None`` is 1e-3 on a real model and on the tiny CLIP, 5e-3 on the tiny ViT.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
