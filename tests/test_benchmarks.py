@@ -1,0 +1,101 @@
+"""The benchmarks run, on tiny sizes; what they check is checked, and what they measure is not looked at."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield what imports a benchmark as Python finds it, beside its siblings; leave the number of threads alone."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+def test_ratios_on_a_cpu(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load("kernels_cpu").main(["--quick", "--only", "C1", "C3", "C4", "C5", "C8"])
+    assert [row.id for row in rows] == ["C1", "C1", "C2", "C2", "C3", "C3", "C3", "C3", "C4", "C4", "C5", "C8"]
+    assert all(row.value > 0 for row in rows)
+    shown = capsys.readouterr()
+    assert "PEFT over ours, whole step, r=16" in shown.out
+    assert f"torch {torch.__version__.partition('+')[0]}" in shown.out
+    assert "measuring C1 and C2" in shown.err
+
+
+@pytest.mark.slow
+def test_a_whole_run_against_a_bare_loop(load: Any) -> None:
+    (row,) = load("kernels_cpu").main(["--quick", "--only", "C6"])
+    assert row.value > 0
+
+
+def test_what_is_not_installed_is_not_measured(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = load("kernels_cpu")
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    rows = cpu.c7(1, True)
+    assert [(row.value, row.verdict) for row in rows] == [(None, "avalanche-lib is not installed")] * 2
+
+
+def test_the_job_of_c7_in_clgym(load: Any) -> None:
+    """Five tasks of 100 images: each is trained on once, and 50 questions a task are asked before and after each."""
+    job, cpu = load("avalanche_job"), load("kernels_cpu")
+    run = job.by_clgym(cpu.Epoch(cpu.noise(500), job.TASKS, 50))
+    assert job.work_of("cnn", run) == (500, 6 * 5 * 50)
+
+
+def test_growth(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    growth = load("growth")
+    rows = growth.main(["--quick"])
+    assert [row[0] for row in rows] == [*growth.FAMILIES, "A/A"]
+    assert all(float(figure) > 0 for row in rows for figure in row[1:3])
+    assert "gated stack" in capsys.readouterr().out
+    # A layer of 32 by 32, four of them a block, and two of 32 by 128; rank 4, fp32.
+    assert {row[0]: row[-1] for row in rows}["gated stack"] == f"{4 * 4 * (4 * 64 + 2 * 160):,}"
+
+
+@pytest.mark.parametrize(
+    ("value", "again", "verdict"), [(1.1, 1.0, "met"), (1.2, 1.0, "missed"), (1.2, 0.9, "missed within A/A")]
+)
+def test_a_goal_is_missed_by_more_than_the_noise(load: Any, value: float, again: float, verdict: str) -> None:
+    row = load("rounds").Row
+    assert row("C1", "", value, again, at_most=1.15).verdict == verdict
+    assert row("C2", "", 1 / value, again, at_least=1 / 1.15).verdict == verdict
+    assert row("C1", "", value, again).verdict == ""
+
+
+def test_a_ratio_is_the_median_of_rounds(load: Any) -> None:
+    rounds = load("rounds")
+    assert rounds.ratio({"a": [2.0, 9.0, 3.0], "b": [1.0, 1.0, 2.0]}, "a", "b") == 2.0
+    calls: list[str] = []
+    variants = {name: lambda name=name: calls.append(name) for name in "ab"}  # type: ignore[misc]
+    times = rounds.measured(variants, 2)
+    assert calls == ["b", "a", "a", "b", "b", "a"], "a warm-up, then each round the other way round"
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
+
+
+def test_a_table_goes_between_its_markers(load: Any, tmp_path: Path) -> None:
+    rounds, page = load("rounds"), tmp_path / "page.md"
+    page.write_text("Before.\n<!-- growth -->\nold\n<!-- end of growth -->\nAfter.\n")
+    chosen = rounds.arguments("", 3, ["C1"], ["--page", str(page)])
+    rounds.publish(chosen, "growth", ("a", "b"), [("1", "2")])
+    written = page.read_text()
+    assert written.startswith("Before.\n<!-- growth -->\n")
+    assert written.endswith("\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- end of growth -->\nAfter.\n")
+    assert rounds.hardware() in written
+    with pytest.raises(ValueError, match=r"Expected the markers <!-- kernels_cpu --> and <!-- end of kernels_cpu -->"):
+        rounds.fill(page, "kernels_cpu", "")
+
+
+def test_figures_of_a_quick_run_go_on_no_page(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("growth").main(["--quick", "--page", "docs/speed.md"])
+    assert "Expected --page or --quick; got both." in capsys.readouterr().err
