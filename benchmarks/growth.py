@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from rounds import Times, adapted, arguments, doing, measured, publish, ratio, vision_model
+from rounds import Times, arguments, doing, measured, publish, ratio
+from steps import adapted, vision_model
 from torch import Tensor, nn
 
 from clgym.agents.inflora import GradientMemory
@@ -210,8 +211,8 @@ def bytes_per_task(name: str, model: nn.Module) -> int:
     """Count what a task adds to the state, and raise unless it is what the formula says."""
     family = FAMILIES[name]
     counted = family.make(model, 3)[1]() - family.make(model, 2)[1]()
-    shapes = [model.get_submodule(target).weight.shape for target in lora_targets(model)]  # type: ignore[union-attr]
-    formula = sum(family.per_task(k, n) for n, k in shapes) + (IMAGES * 32 * 32 * 3 if name == "replay" else 0)  # type: ignore[misc]
+    shapes = [model.get_submodule(target).weight.shape for target in lora_targets(model)]
+    formula = sum(family.per_task(k, n) for n, k in shapes) + (IMAGES * 32 * 32 * 3 if name == "replay" else 0)
     assert counted == formula, (name, counted, formula)
     return formula
 
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> list[tuple[str, ...]]:
     for tasks in (1, 3) if chosen.quick else (1, 10, 20, 50):
         doing(f"{tasks} tasks")
         made = {n: FAMILIES[n].make(model, tasks)[0] for n in chosen.only if n != "loop" or tasks <= LOOPS}
-        variants = {n: lambda m=m: m(images) for n, m in {"base": model, "again": model, **made}.items()}  # type: ignore[misc]
+        variants = {n: lambda m=m: m(images) for n, m in {"base": model, "again": model, **made}.items()}
         with torch.inference_mode():
             all_times[tasks] = measured(variants, chosen.rounds)
     rows = [line(name, all_times, bytes_per_task(name, model)) for name in chosen.only]

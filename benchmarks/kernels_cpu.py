@@ -7,7 +7,6 @@ tokens, batch 64, with an adapter on each of its 24 linear layers. C7 needs ``av
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -17,8 +16,8 @@ import env_step
 import numpy as np
 import torch
 from avalanche_job import SAMPLES, TASKS, variants_of
-from peft import LoraConfig, get_peft_model
-from rounds import HEAD, Row, Work, adapted, arguments, doing, measured, publish, ratio, vision_model
+from rounds import HEAD, Row, Work, arguments, doing, measured, publish, ratio
+from steps import adapted, floor_step, our_step, peft_like, peft_step, vision_model
 from torch import Tensor, nn
 
 import clgym
@@ -41,51 +40,21 @@ def pictures(seed: int = 0) -> Tensor:
     return torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def floor_step(model: nn.Module) -> Work:
-    """A frozen forward and its input gradient, down to the pixels; a LoRA step stops at the first adapter."""
-    model, images = copy.deepcopy(model), pictures().requires_grad_()
-    return lambda: torch.autograd.backward(model(images).square().mean())
-
-
 def ours(model: nn.Module, r: int, targets: Sequence[str] | None = None) -> tuple[LoRASet, Work]:
-    lora, images = adapted(model, r, targets), pictures()
-    optimizer = AdamWProx([lora.arena()], lr=1e-3)
-
-    def step() -> None:
-        lora.zero_grad()
-        torch.autograd.backward(lora.model(images).square().mean())
-        optimizer.step()
-
-    return lora, step
-
-
-def real_peft(model: nn.Module, r: int) -> tuple[nn.Module, Work]:
-    """PEFT with torch's default AdamW, as its examples have it."""
-    config = LoraConfig(r=r, lora_alpha=r, target_modules="|".join(lora_targets(model)))
-    wrapped, images = get_peft_model(copy.deepcopy(model), config), pictures()
-    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        torch.autograd.backward(wrapped(images).square().mean())
-        optimizer.step()
-
-    return wrapped, step
+    lora = adapted(model, r, targets)
+    return lora, our_step(lora, pictures())
 
 
 def check_equal_steps(model: nn.Module, r: int) -> None:
     """Raise unless five steps from the same branches end with the same answers."""
-    (lora, step), (theirs, peft_step) = ours(model, r), real_peft(model, r)
+    lora, step = ours(model, r)
+    theirs = peft_like(lora, model)
+    peft = peft_step(theirs, pictures())
+    before = lora.model(pictures(1)).detach()
+    for _ in range(5):
+        step()
+        peft()
     with torch.no_grad():
-        before = lora.model(pictures(1))
-        for name, layer in lora.layers:
-            other = theirs.base_model.model.get_submodule(name)  # type: ignore[union-attr, operator]
-            other.lora_A["default"].weight.copy_(layer.A)
-            other.lora_B["default"].weight.copy_(layer.Bt.t())
-        for work in (step, peft_step):
-            with torch.enable_grad():
-                for _ in range(5):
-                    work()
         after = lora.model(pictures(1))
         torch.testing.assert_close(after, theirs(pictures(1)), rtol=1e-3, atol=1e-4)
     assert float((after - before).abs().max()) > 1e-2
@@ -95,11 +64,13 @@ def c1_c2(rounds: int, quick: bool) -> list[Row]:
     model, rows = subject(quick), []
     for r, least in ((4, 1.3), (16, 1.1)):
         check_equal_steps(model, r)
-        variants = {"floor": floor_step(model), "again": floor_step(model)}
-        times = measured({**variants, "ours": ours(model, r)[1], "peft": real_peft(model, r)[1]}, rounds)
+        lora, step = ours(model, r)
+        variants = {"floor": floor_step(model, pictures()), "again": floor_step(model, pictures())}
+        variants |= {"ours": step, "peft": peft_step(peft_like(lora, model), pictures())}
+        times = measured(variants, rounds)
         again, most = ratio(times, "again", "floor"), 1.15 if r == 4 else None
-        step = f"LoRA step, r={r}, over frozen forward and input gradient"
-        rows.append(Row("C1", step, ratio(times, "ours", "floor"), again, at_most=most))
+        words = f"LoRA step, r={r}, over frozen forward and input gradient"
+        rows.append(Row("C1", words, ratio(times, "ours", "floor"), again, at_most=most))
         rows.append(
             Row("C2", f"PEFT over ours, whole step, r={r}", ratio(times, "peft", "ours"), again, at_least=least)
         )
@@ -121,7 +92,7 @@ def optimizers(tensors: int, size: int) -> dict[str, Callable[[], tuple[list[nn.
 
     settings = {"lr": 1e-3, "weight_decay": 1e-2}
     return {
-        "flat": lambda: made(1, lambda params: AdamWProx(params, **settings)),  # type: ignore[arg-type]
+        "flat": lambda: made(1, lambda params: AdamWProx(params, **settings)),
         "foreach": lambda: made(tensors, lambda params: torch.optim.AdamW(params, foreach=True, **settings)),
         "loop": lambda: made(tensors, lambda params: torch.optim.AdamW(params, foreach=False, **settings)),
     }
@@ -247,11 +218,11 @@ def c7(rounds: int, quick: bool) -> list[Row]:
 def c8(rounds: int, quick: bool) -> list[Row]:
     """A step on activations kept of the frozen blocks; both ways must end with the same branches."""
     model = subject(quick)
-    blocks = len(model.transformer.resblocks)  # type: ignore[union-attr, arg-type]
+    blocks = len(model.transformer.resblocks)
     last = [name for name in lora_targets(model) if f".{blocks - 1}." in name]
     (lora, step), (twin, _), (_, again) = (ours(model, 4, last) for _ in range(3))
     kept: list[Tensor] = []
-    block = twin.model.transformer.resblocks[-1]  # type: ignore[union-attr, index]
+    block = twin.model.transformer.resblocks[-1]
     hook = block.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
     with torch.no_grad():
         expected = twin.model(pictures())
@@ -259,7 +230,7 @@ def c8(rounds: int, quick: bool) -> list[Row]:
     optimizer = AdamWProx([twin.arena()], lr=1e-3)
 
     def answer() -> Tensor:
-        pooled, _ = twin.model._pool(block(kept[0]))  # type: ignore[operator]
+        pooled, _ = twin.model._pool(block(kept[0]))
         answered: Tensor = pooled @ twin.model.proj
         return answered
 

@@ -9,7 +9,6 @@ of equals lies: nothing is known better, and a goal is missed only by more than 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import platform
 import statistics
@@ -21,11 +20,8 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch import nn
 
-from clgym.attention import lora_targets, unfold_attention
 from clgym.console import note, show, stdout
-from clgym.lora import LoRASet, adapt
 from clgym.record import write_atomic
 
 Work = Callable[[], object]
@@ -166,26 +162,3 @@ def hardware() -> str:
         f"{time.strftime('%Y-%m-%d')}; {os.cpu_count()} cores of {model}{gpu}, {torch.get_num_threads()} thread, "
         f"{torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, {packages}"
     )
-
-
-def vision_model(width: int, layers: int, patch: int, *, pixels: int = 32, head: int = 32) -> nn.Module:
-    """Return open_clip's vision transformer, random weights, attention unfolded, frozen."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vision = CLIPVisionCfg(image_size=pixels, patch_size=patch, width=width, layers=layers, head_width=head)
-        text = CLIPTextCfg(context_length=8, vocab_size=16, width=32, heads=2, layers=1)
-        model = CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text).visual.eval()
-    return unfold_attention(model).requires_grad_(False)
-
-
-def adapted(model: nn.Module, r: int, targets: str | Sequence[str] | None = None) -> LoRASet:
-    """Put branches on a copy of the model, with a B that is not zero, so that they have something to say."""
-    model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    lora = adapt(model, r=r, targets=targets or lora_targets(model), generator=generator)
-    with torch.no_grad():
-        for _, layer in lora.layers:
-            layer.Bt.copy_(torch.randn(layer.Bt.shape, generator=generator) * 0.02)
-    return lora

@@ -99,3 +99,55 @@ def test_figures_of_a_quick_run_go_on_no_page(load: Any, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         load("growth").main(["--quick", "--page", "docs/speed.md"])
     assert "Expected --page or --quick; got both." in capsys.readouterr().err
+
+
+def test_without_a_gpu_the_gpu_ratios_say_so(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as refused:
+        load("kernels_gpu").main(["--only", "G1"])
+    # A process that ends with words ends with code 1.
+    assert str(refused.value.code).startswith("Expected a CUDA device; got none that torch sees. Run this where")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_jobs_of_the_gpu_check_themselves_and_run(load: Any) -> None:
+    """On a CPU, where plain torch stands in for the kernels: what is timed on a GPU is this, at its own sizes."""
+    jobs = load("gpu_jobs")
+    tiny = jobs.TINY
+    for shape in (tiny.small, tiny.large):
+        assert [len(work()) for work in jobs.linear_job(tiny, shape, 4).values()] == [1, 1, 4, 4, 3]
+    made = [jobs.whole_job(*jobs.vit(tiny)), jobs.whole_job(*jobs.llama(tiny), jobs.BLOCK, jobs.last_states)]
+    made += [{name: build() for name, build in jobs.memory_job(tiny).items()}, jobs.gate_job(tiny)]
+    for work in (work for job in made for work in job.values()):
+        work()
+
+
+def test_thin_kernels_are_counted_by_what_they_must_move(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 72 to 80 wide, 50 tokens, rank 4: bf16 but for A and B, and their gradients, in fp32."""
+    from clgym.kernels import lora_linear as kernel
+
+    def across(s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return s.float().T @ x.float()
+
+    monkeypatch.setattr(kernel, "shrink", lambda x, A: x @ A.to(x.dtype).T)
+    monkeypatch.setattr(kernel, "expand", lambda s, B: s @ B.to(s.dtype))
+    monkeypatch.setattr(kernel, "backward_up", lambda dy, B, s: (dy @ B.to(dy.dtype).T, across(s, dy)))
+    monkeypatch.setattr(kernel, "backward_down", across)
+    jobs = load("gpu_jobs")
+    work, moved = jobs.thin_job(jobs.TINY, jobs.TINY.small, 4)
+    assert {*work} == {*moved, "again"} == {*jobs.THIN, "copy", "again"}
+    assert moved["copy"] == jobs.TINY.copied
+    assert moved["shrink"] == moved["backward_down"] == 2 * 50 * 72 + 4 * 4 * 72 + 2 * 50 * 4
+    assert moved["expand"] == 2 * 50 * 80 + 4 * 4 * 80 + 2 * 50 * 4
+    assert moved["backward_up"] == 2 * 50 * 80 + 2 * 4 * 4 * 80 + 2 * 2 * 50 * 4
+    for call in work.values():
+        call()
+
+
+def test_wrong_results_stop_the_measurement(load: Any) -> None:
+    jobs, one = load("gpu_jobs"), torch.ones(2)
+    jobs.check_close("this", [one.bfloat16()], [one.double()])
+    with pytest.raises(AssertionError, match=r"Expected this within 0.01 of float64; got \[0.5\]"):
+        jobs.check_close("this", [1.5 * one], [one.double()])
+    with pytest.raises(AssertionError, match="nan"):
+        jobs.check_close("this", [one * torch.nan], [one.double()])
