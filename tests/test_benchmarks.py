@@ -95,6 +95,14 @@ def test_a_table_goes_between_its_markers(load: Any, tmp_path: Path) -> None:
         rounds.fill(page, "kernels_cpu", "")
 
 
+@pytest.mark.parametrize("name", ["kernels_cpu", "kernels_gpu", "growth"])
+def test_the_page_on_speed_has_a_place_for_every_table(load: Any, tmp_path: Path, name: str) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text((BENCHMARKS.parent / "docs/speed.md").read_text(encoding="utf-8"), encoding="utf-8")
+    load("rounds").fill(page, name, "these words")
+    assert f"<!-- {name} -->\nthese words\n<!-- end of {name} -->\n" in page.read_text(encoding="utf-8")
+
+
 def test_figures_of_a_quick_run_go_on_no_page(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load("growth").main(["--quick", "--page", "docs/speed.md"])
