@@ -111,11 +111,7 @@ def product_norm(A: Tensor, Bt: Tensor) -> Tensor:
 
 def add_directions(lora: LoRASet, magnitudes: Magnitudes, variant: str) -> dict[str, DirectionLinear]:
     """Put a :class:`DirectionLinear` in the place of each adapted layer, and return them by name."""
-    made = {name: DirectionLinear(layer, magnitudes, variant) for name, layer in lora.layers}
-    for name, layer in made.items():
-        parent, _, last = name.rpartition(".")
-        setattr(lora.model.get_submodule(parent), last, layer)
-    return made
+    return lora.replace(lambda layer: DirectionLinear(layer, magnitudes, variant))
 
 
 class SDLoRA(Learner):

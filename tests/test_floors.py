@@ -38,6 +38,9 @@ EXCEPTIONS = {
     ("runner", "__init__"): "a record states clgym.__version__",
 }
 
+# The files of the ops, which alone may know of kernels; everyone else comes in by clgym.ops.
+OPS = {"bank", "batching", "gating", "lowrank", "merging", "nf4", "projection", "prox", "stacking"}
+
 ROOMS = ("agents", "kernels", "leaderboard", "scenarios")
 FILES = sorted(path for room in ("clgym", "clgym/worlds", *ROOMS) for path in (ROOT / room).glob("*.py"))
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -109,6 +112,16 @@ def test_exceptions_are_needed() -> None:
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in ROOMS], ids=named)
 def test_files_of_a_room_stand_alone(path: Path) -> None:
     assert path.parent.name == "leaderboard" or path.parent.name not in imported(path)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if place(p) not in OPS | {"ops", "kernels"}], ids=named)
+def test_kernels_are_reached_through_ops_alone(path: Path) -> None:
+    assert not imported(path) & (OPS | {"kernels"}), "import clgym.ops, the one door"
+
+
+def test_every_op_that_has_a_kernel_is_behind_the_door() -> None:
+    knowing = {place(path) for path in FILES if "kernels" in imported(path)}
+    assert knowing <= OPS <= imported(ROOT / "clgym/ops.py")
 
 
 @pytest.mark.parametrize("room", ROOMS)
