@@ -86,9 +86,8 @@ class Learner(Agent):
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
         self.backbone = load_backbone(setup.backbone, self.device)
-        self.scale, self.head = 1.0, None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
-        if setup.reads_text:
-            self.scale = math.exp(self.clip.logit_scale)
+        self.scale = math.exp(self.clip.logit_scale) if setup.reads_text else 1.0
+        self.head = None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
         self.head_share = 1.0
         self.lora: LoRASet | None = None
         self.task: TaskStart | None = None
@@ -102,6 +101,19 @@ class Learner(Agent):
         """The backbone, where it reads texts."""
         assert isinstance(self.backbone, ClipBackbone)
         return self.backbone
+
+    def replace_head(self, head: GrowingHead) -> None:
+        """Classify with another head from now on; only before the first event.
+
+        Raises:
+            SettingError: The method has no head, or does more with it than train it beside the backbone.
+        """
+        if self.head is None:
+            raise SettingError(
+                f"Expected a method that trains a head; got {self.spec.id}, which has none here. "
+                "Choose another host, such as replay, on a vision transformer without text."
+            )
+        self.head = head
 
     def adapt(
         self,
@@ -178,10 +190,10 @@ class Learner(Agent):
         return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
+        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, width)`` applied."""
         if self.head is None:
             return self.scale * features @ rows.T
-        return F.linear(features, rows[:, :-1], rows[:, -1])
+        return self.head.classify(features, rows)
 
     def begin_task(self, event: TaskStart) -> None:
         """Build the task's optimizer over what :meth:`begin` returns and the head."""
@@ -199,7 +211,7 @@ class Learner(Agent):
         self.step, self.steps, self.optimizer = 0, max(steps, 1), None
         groups = [{"params": list(parameters), "share": 1.0}]
         if self.head is not None and len(self.head):
-            groups.append({"params": list(self.head.blocks), "share": self.head_share})
+            groups.append({"params": self.head.trained(), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
             self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -295,7 +307,7 @@ class Learner(Agent):
         return self._texts[prompts, ensemble]
 
     def fresh_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
-        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, d + 1)``."""
+        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, width)``."""
         if self.head is not None:
             return self.head.rows(_names(prompts))
         return self.clip.class_features(prompts, ensemble)
@@ -339,24 +351,21 @@ class Learner(Agent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where :meth:`state_dict` was called."""
         moments: dict[int, dict[str, Any]] = {}
-        stored: dict[str, Tensor] = {}
-        rows: dict[str, Tensor] = {}
+        stored: dict[str, dict[str, Tensor]] = {"tensor": {}, "head": {}}
         for key, value in state.items():
             kind, _, name = key.partition(".")
             if kind == "optimizer":
                 i, _, slot = name.partition(".")
                 moments.setdefault(int(i), {})[slot] = value
-            elif kind == "tensor":
-                stored[name] = value
-            elif kind == "head":
-                rows[name] = value
+            elif kind in stored:
+                stored[kind][name] = value
         if self.head is not None:
-            self.head.restore(state["classes"], rows)  # before the task, whose optimizer takes the rows
+            self.head.restore(state["classes"], stored["head"])  # before the task, whose optimizer takes the rows
         if "task" in state:
             number, name, text, classes, prompts, samples, steps = state["task"]
             words = tuple(tuple(templates) for templates in prompts)
             self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps))
-        self.restore(stored)
+        self.restore(stored["tensor"])
         if "moments" not in state:
             self.optimizer = None
         elif self.optimizer is not None:
