@@ -99,7 +99,7 @@ class SingleTask(Learner):
         self._text_changed()
 
     def _empty_head(self) -> GrowingHead | None:
-        return None if self.setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
+        return None if self.head is None else self.head.empty()
 
     def footprint(self) -> Footprint:
         """Count an adapter per task as kept, and one of them at inference."""
@@ -132,6 +132,7 @@ class SingleTask(Learner):
         for i, groups in enumerate(state["kept"]):
             adapter, head = state[f"tensor.kept.{i}.adapter"].to(self.device, copy=True), self._empty_head()
             if head is not None:
-                names = [f"block.{block}" for block in range(len(groups))]
-                head.restore(groups, {name: state[f"tensor.kept.{i}.head.{name}"] for name in names})
+                mine = f"tensor.kept.{i}.head."
+                rows = {name.removeprefix(mine): value for name, value in state.items() if name.startswith(mine)}
+                head.restore(groups, rows)
             self.kept.append((adapter, head))

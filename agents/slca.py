@@ -107,6 +107,17 @@ class SLCA(Learner):
             self.moments = {name: value.to(self.device) for name, value in zeros.items()}
         return self.weights.parameters
 
+    def replace_head(self, head: GrowingHead) -> None:
+        """Refuse: the alignment trains the head's rows.
+
+        Raises:
+            SettingError: Always.
+        """
+        raise SettingError(
+            f"Expected a method that leaves the head's rows to another; got {self.spec.id}, whose alignment trains "
+            "them. Choose another host, such as replay."
+        )
+
     @torch.no_grad()
     def _recall(self) -> None:
         if self.head is not None:

@@ -105,6 +105,19 @@ class Learner(Agent):
         assert isinstance(self.backbone, ClipBackbone)
         return self.backbone
 
+    def replace_head(self, head: GrowingHead) -> None:
+        """Classify with another head from now on; only before the first event.
+
+        Raises:
+            SettingError: The method has no head, or does more with it than train it beside the backbone.
+        """
+        if self.head is None:
+            raise SettingError(
+                f"Expected a method that trains a head; got {self.spec.id}, which has none here. "
+                "Choose another host, such as replay, on a vision transformer without text."
+            )
+        self.head = head
+
     def adapt(
         self,
         *,
@@ -180,10 +193,10 @@ class Learner(Agent):
         return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
+        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, width)`` applied."""
         if self.head is None:
             return self.scale * features @ rows.T
-        return F.linear(features, rows[:, :-1], rows[:, -1])
+        return self.head.classify(features, rows)
 
     def begin_task(self, event: TaskStart) -> None:
         """Build the task's optimizer over what :meth:`begin` returns and the head."""
@@ -201,7 +214,7 @@ class Learner(Agent):
         self.step, self.steps, self.optimizer = 0, max(steps, 1), None
         groups = [{"params": list(parameters), "share": 1.0}]
         if self.head is not None and len(self.head):
-            groups.append({"params": list(self.head.blocks), "share": self.head_share})
+            groups.append({"params": self.head.trained(), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
             self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -313,7 +326,7 @@ class Learner(Agent):
         return self._texts[prompts, ensemble]
 
     def fresh_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
-        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, d + 1)``."""
+        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, width)``."""
         if self.head is not None:
             return self.head.rows(_names(prompts))
         return self.clip.class_features(prompts, ensemble)

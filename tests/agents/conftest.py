@@ -12,7 +12,7 @@ import torch
 import clgym
 from clgym.agent import Setup
 from clgym.events import Query, Train
-from clgym.registry import find
+from clgym.registry import build_agent
 from clgym.vit import ViTBackbone
 
 
@@ -64,6 +64,6 @@ def on_vit_b_16(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         backbone = ViTBackbone("timm/vit_base_patch16_224", model)
         monkeypatch.setattr("clgym.learner.load_backbone", lambda name, device: backbone)
         setup = Setup("image", (224, 224, 3), "timm/vit_base_patch16_224.augreg_in21k_ft_in1k", device="cpu")
-        return find("agents", agent).load()(setup, **settings)
+        return build_agent(agent, setup, settings)
 
     return build
