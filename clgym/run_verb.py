@@ -12,7 +12,7 @@ import typer
 
 from clgym.columns import shown
 from clgym.console import emit, matrix_table, metrics_table, note, show, stdout, whitebox_table
-from clgym.erasure_verb import DryRun, References, dry_run, play_references
+from clgym.erasure_verb import DryRun, References, check_references, dry_run, play_references
 from clgym.errors import SettingError
 from clgym.options import (
     RUNS,
@@ -73,6 +73,8 @@ def run(
         return dry_run(jobs, references, as_json)
     if not (resume or overwrite):
         unclaimed(jobs, out)
+    if references:
+        check_references(jobs, references)
     means: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device, "precision": precision}
     loggers = {"bar": not quiet and sys.stderr.isatty(), "tensorboard": tensorboard, "wandb": wandb}
     done = _play(jobs, out, {**means, "whitebox": whitebox}, loggers, quiet, as_json)
