@@ -152,7 +152,16 @@ class LoRALinear(nn.Module):
             self._merged = None
         elif self.keeps_merged:
             return F.linear(x, self._merged_weight(), self.base.bias)
-        return lora_linear(x, self.base.weight, self.base.bias, self.A, self.Bt, self.gate, self.scale)
+        branch = (self.A, self.Bt, self.gate, self.scale)
+        return lora_linear(x, self.base.weight, self.base.bias, *branch, mode="merged" if self._merges(x) else "split")
+
+    def _merges(self, x: Tensor) -> bool:
+        """Whether training goes through the merged weight: on CPU in fp32, where that is small beside the inputs.
+
+        It saves two thin products and costs the merge; in bf16 the merged weight would have to be rounded at random.
+        """
+        on_cpu = not x.is_cuda and self.keeps_merged and not torch.is_autocast_enabled(x.device.type)
+        return on_cpu and x.numel() > x.shape[-1] * max(self.base.weight.shape)
 
     def changing(self) -> list[Tensor]:
         """Return the tensors whose version moves when weight or branch are written to, the arena's included."""

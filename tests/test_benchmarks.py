@@ -76,7 +76,7 @@ def test_a_ratio_is_the_median_of_rounds(load: Any) -> None:
     rounds = load("rounds")
     assert rounds.ratio({"a": [2.0, 9.0, 3.0], "b": [1.0, 1.0, 2.0]}, "a", "b") == 2.0
     calls: list[str] = []
-    variants = {name: lambda name=name: calls.append(name) for name in "ab"}  # type: ignore[misc]
+    variants = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = rounds.measured(variants, 2)
     assert calls == ["b", "a", "a", "b", "b", "a"], "a warm-up, then each round the other way round"
     assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
