@@ -19,7 +19,7 @@ FLOORS = tuple(
         "anytime backend bank batching formulary gating lowrank merging metrics nf4 ops philox projection prox "
         "record references seeds spaces stacking",
         "agent attention backbones checkpoint columns conformance contrast device distil exchange fisher folder "
-        "frozen head hub hub_sets images increments inside labels learner lookahead lora memory optim parts "
+        "frozen head hub hub_sets images increments inside labels learner lookahead lora memory mixture optim parts "
         "plan plots prompting scenario scorer sources stack texts tuning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",

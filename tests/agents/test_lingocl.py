@@ -111,8 +111,8 @@ def test_the_command_line_knows_the_hosts_settings() -> None:
         "lingocl-v0": {"host": ["replay"], "host.size": [7, 8]},
         "replay-v0": {"size": [9]},
     }
-    with pytest.raises(SettingError, match=r"setting of lingocl; got 'host\.siz'\. Did you mean 'host\.size'\?"):
-        chosen("agents", "lingocl", ["host=replay", "host.siz=7"])
+    with pytest.raises(SettingError, match=r"setting of lingocl; got 'host\.sizes'\. Did you mean 'host\.size'\?"):
+        chosen("agents", "lingocl", ["host=replay", "host.sizes=7"])
     with pytest.raises(NotRegisteredError, match=r"Expected a registered agent; got 'replai'\. Did you mean 'replay"):
         chosen("agents", "lingocl", ["host=replai"])
 
@@ -142,7 +142,7 @@ def refused(message: str, **settings: Any) -> None:
 def test_settings_out_of_range() -> None:
     refused(r"Expected targets to be one of \('text', 'random'\); got 'word'\. Choose one of these\.", targets="word")
     refused(r"Expected scale above 0; got 0\. Try 16\.", scale=0)
-    refused(r"setting of lingocl-v0; got 'host\.siz'\. Did you mean", **{"host.siz": 3})
+    refused(r"setting of lingocl-v0; got 'host\.sizes'\. Did you mean", **{"host.sizes": 3})
 
 
 def test_hosts_without_a_head_of_their_own_to_give_up() -> None:
