@@ -104,6 +104,10 @@ class RAIL(Learner):
         expanded: Tensor = (features.double() @ self.expansion.T).relu()
         return expanded
 
+    def drop_samples(self, ids: torch.Tensor) -> None:
+        """Forget which samples were met; what they added to the sums stays, since they are not kept to subtract."""
+        self.met -= set(ids.tolist())
+
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
         """Return log-probabilities over the candidates, float32 ``(B, C)``; ``-inf`` where the adapter leaves out."""

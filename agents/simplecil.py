@@ -77,6 +77,10 @@ class SimpleCIL(Learner):
         self.sums.index_add_(0, rows, features.double())
         self.counts.index_add_(0, rows, torch.ones_like(rows))
 
+    def drop_samples(self, ids: Tensor) -> None:
+        """Forget which samples were met; what they added to the sums stays, since they are not kept to subtract."""
+        self.met -= set(ids.tolist())
+
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 import clgym
 from clgym.console import emit, fail_with, matrix_table, metrics_table, note, percent, plain_table, stdout
+from clgym.erasure_verb import audit, erasure
 from clgym.errors import ClgymError, NotRegisteredError
 from clgym.listing import listing
 from clgym.options import AsJson, Runs
@@ -125,6 +126,8 @@ def _fact(value: Any) -> str:
 
 
 verb(run)
+verb(erasure)
+verb(audit)
 verb(sweep, cls=SweepCommand)
 
 

@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from clgym.errors import UnsupportedEventError
-from clgym.events import Answer, Array, End, Event, Inputs, Query, TaskEnd, TaskStart, Train
+from clgym.events import (
+    Answer,
+    Array,
+    End,
+    Erase,
+    EraseEnd,
+    EraseRequest,
+    Event,
+    Inputs,
+    Query,
+    TaskEnd,
+    TaskStart,
+    Train,
+)
 
 EMBEDDED_CLIP, EMBEDDED_VIT, TIMM = "embedded/tiny-clip", "embedded/tiny-vit", "timm/"
 
@@ -130,13 +143,16 @@ class Agent(ABC):
                 self.begin_task(event)
             case TaskEnd():
                 self.end_task(event)
+            case EraseRequest():
+                self.begin_erasure(event)
+            case Erase():
+                self.erase(event)
+            case EraseEnd():
+                self.end_erasure(event)
             case End():
                 pass
             case _:
-                raise UnsupportedEventError(
-                    f"Expected TaskStart, Train, TaskEnd, Query or End; got {type(event).__name__}, which "
-                    f"{self.spec.id} does not handle. Choose another agent, or override Agent.act."
-                )
+                raise self._unsupported(event)
         return None
 
     def begin_task(self, event: TaskStart) -> None:
@@ -150,6 +166,36 @@ class Agent(ABC):
     def end_task(self, event: TaskEnd) -> None:
         """Put a task away; does nothing unless overridden."""
         del event
+
+    def begin_erasure(self, event: EraseRequest) -> None:
+        """Take note of what must be forgotten, and of what may be read for it.
+
+        Raises:
+            UnsupportedEventError: The agent cannot be asked to forget; a request is never met by silence.
+        """
+        raise self._unsupported(event)
+
+    def erase(self, event: Erase) -> None:
+        """Unlearn with a batch to forget, a batch to retain, or both.
+
+        Raises:
+            UnsupportedEventError: Unless overridden.
+        """
+        raise self._unsupported(event)
+
+    def end_erasure(self, event: EraseEnd) -> None:
+        """Finish with a request; returning acknowledges it, and nothing of its samples may be left.
+
+        Raises:
+            UnsupportedEventError: Unless overridden.
+        """
+        raise self._unsupported(event)
+
+    def _unsupported(self, event: Event) -> UnsupportedEventError:
+        return UnsupportedEventError(
+            f"Expected an event that {self.spec.id} handles; got {type(event).__name__}. "
+            "Choose another agent, or override the method of Agent that takes it."
+        )
 
     @abstractmethod
     def answer(self, event: Query) -> Answer:

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
-from clgym.events import Array, End, Event, Guess, Inputs, IntArray, Query, TaskEnd, TaskStart, Train, Wants
-from clgym.labels import LabelSpace
+from clgym.events import (
+    Array,
+    End,
+    Erase,
+    EraseRequest,
+    Event,
+    Guess,
+    Inputs,
+    IntArray,
+    Query,
+    TaskEnd,
+    TaskStart,
+    Train,
+)
+from clgym.lifetime import Lifetime
 from clgym.lookahead import Lookahead
-from clgym.plan import Plan, Step, batch_index, plan
-from clgym.scenario import Scenario, Task
-from clgym.scorer import Report, Scorer
-from clgym.seeds import Entropies, StreamSeeds, next_entropy
-from clgym.spaces import AnswerSpace, EventSpace, fault_of_scores
-
-
-@dataclass(frozen=True, slots=True)
-class _Lifetime:
-    """What one reset draws: the tasks in order, the plan, label space, sample ids and question order."""
-
-    entropy: int
-    drawn: Entropies
-    tasks: tuple[Task, ...]
-    plan: Plan
-    space: LabelSpace
-    ids: tuple[IntArray, ...]
-    questions: tuple[IntArray, ...]
+from clgym.scenario import Scenario
+from clgym.scorer import Report
+from clgym.seeds import StreamSeeds, next_entropy
+from clgym.spaces import AnswerSpace, EventSpace, checked, kind_of
 
 
 class ContinualEnv(gymnasium.Env[Event, Any]):
@@ -45,25 +43,32 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         scenario: What to play.
         render_mode: ``"ansi"``: one line for the last event; ``"rgb_array"``: the accuracy matrix so far.
         seeds: Which of the stream's generators have a seed of their own; ``None``: none has.
+        absent: Requests to forget whose samples never come; see :meth:`counterfactual`.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
-    def __init__(self, scenario: Scenario, render_mode: str | None = None, seeds: StreamSeeds | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        render_mode: str | None = None,
+        seeds: StreamSeeds | None = None,
+        *,
+        absent: Sequence[int] = (),
+    ) -> None:
         """Read the settings; no data is loaded before ``reset``."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise SettingError(
                 f"Expected render_mode to be None, 'ansi' or 'rgb_array'; got {render_mode!r}. Choose one of these."
             )
         self.scenario, self.render_mode, self.seeds = scenario, render_mode, seeds or StreamSeeds()
-        self.teaching = scenario.teaching
-        self._told = self.teaching.task_given and self.teaching.boundaries == "given"
+        self.teaching, self.absent = scenario.teaching, tuple(absent)
         self.observation_space = EventSpace(scenario.shape)
         self.action_space = AnswerSpace(scenario.classes)
         self._position = -1
         self._event: Event = End()
-        self._life: _Lifetime | None = None
-        self._ahead: Lookahead[Inputs] | None = None
+        self._life: Lifetime | None = None
+        self._ahead: Lookahead[Any] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Event, dict[str, Any]]:
         """Start a lifetime and return its first event.
@@ -113,10 +118,10 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         reward = 0.0
         event = self._event
         if isinstance(event, Query):
-            reward = self._score(life, event, self._checked(event, action))
+            reward = self._score(event, checked(event, action, self.teaching.needs_scores))
         elif action is not None and type(action) is not Guess:
             raise InvalidAnswerError(
-                f"Expected None after {type(event).__name__}, which asks nothing; got {_kind(action)}. "
+                f"Expected None after {type(event).__name__}, which asks nothing; got {kind_of(action)}. "
                 "Answer Query events only."
             )
         self._position += 1
@@ -147,18 +152,38 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
 
     def fingerprints(self) -> dict[str, str]:
         """Return sha256 of the spec, of the stream's lay-out and of its data, as they stand after ``reset``."""
-        life = self._playing()
         spec = json.dumps(asdict(self.scenario.spec), sort_keys=True)
-        stream = json.dumps(
-            [
-                asdict(self.teaching),
-                str(life.drawn),
-                [[t.name, t.classes, t.prompts, len(t.train), len(t.test)] for t in life.tasks],
-            ]
-        )
-        data = "".join(t.train.fingerprint() + t.test.fingerprint() for t in life.tasks)
-        named = {"spec": spec, "stream": stream, "data": data}
-        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in named.items()}
+        return {"spec": hashlib.sha256(spec.encode()).hexdigest(), **self._playing().fingerprints()}
+
+    def counterfactual(self, requests: Sequence[int] | None = None) -> ContinualEnv:
+        """Return the same stream as if some data had never come, to be reset with the same seed.
+
+        Batches shrink, and nothing is shown of the requests; the order of all else, every draw and every question
+        stay what they are. A class of which a task has no sample left is no class of that task, and a task of which
+        none is left does not take place, though questions are asked at its end.
+
+        Args:
+            requests: Numbers of the requests whose samples never come; ``None``: all that ask to forget.
+        """
+        if requests is None:
+            asked = self._playing().ledger.requests
+            requests = [r for r, request in enumerate(asked) if request.kind != "relearn"]
+        return ContinualEnv(self.scenario, self.render_mode, self.seeds, absent=requests)
+
+    def look_up(self, ids: IntArray) -> Train:
+        """Return training samples by the ids under which they were shown so far; labels index the stream's classes.
+
+        Raises:
+            ErasedError: A sample has been erased.
+            SettingError: An id has not been shown.
+        """
+        return self._playing().look_up(ids, self._position)
+
+    @property
+    def reads(self) -> list[dict[str, int]]:
+        """What the requests have read so far, by service: events, and samples and different samples of both kinds."""
+        life = self._playing()
+        return life.ledger.reads(life.plan.steps[: self._position + 1])
 
     def get_state(self) -> dict[str, Any]:
         """Return all that ``reset(options={"resume": state})`` needs: JSON values and arrays."""
@@ -191,24 +216,21 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         Args:
             size: How many in all, shared out evenly; fewer where a task has fewer questions.
         """
-        life = self._playing()
-        share = -(-size // len(life.tasks))
-        parts = [t.test.batch(order[:share]) for t, order in zip(life.tasks, life.questions, strict=True)]
-        if isinstance(parts[0], tuple):
-            return tuple(text for part in parts for text in part)
-        return np.concatenate(parts)
+        return self._playing().held_out(size)
 
     def describe(self, rewards: Array) -> dict[str, Array]:
         """Return the columns of ``events.parquet``: one row per event, with the reward of the act upon it."""
-        steps = self._playing().plan.steps
-        kinds = {"start": "TaskStart", "train": "Train", "ask": "Query", "end": "TaskEnd", "query": "Query"}
-        return {
-            "position": np.arange(len(steps), dtype=np.int32),
-            "kind": np.array([kinds.get(s.kind, "End") for s in steps]),
-            "task": np.array([s.task for s in steps], np.int16),
-            "point": np.array([s.point for s in steps], np.int32),
-            "reward": np.append(rewards, 0.0).astype(np.float64),
-        }
+        return self._playing().describe(rewards)
+
+    @property
+    def lifetime(self) -> Lifetime:
+        """What the last reset drew, labels included: for those who score, never for an agent."""
+        return self._playing()
+
+    @property
+    def event(self) -> Event:
+        """The last event shown."""
+        return self._event
 
     @property
     def position(self) -> int:
@@ -225,7 +247,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         """Whether the last answer was the last at a task boundary."""
         plan = self._playing().plan
         last, now = plan.steps[max(self._position - 1, 0)], plan.steps[self._position]
-        return last.kind == "query" and plan.points[last.point].step == 0 and now.point != last.point
+        return last.kind == "query" and plan.points[last.point].is_row and now.point != last.point
 
     @property
     def length(self) -> int:
@@ -237,7 +259,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         """Names of the tasks in the order of this lifetime."""
         return tuple(task.name for task in self._playing().tasks)
 
-    def _playing(self) -> _Lifetime:
+    def _playing(self) -> Lifetime:
         if self._life is None:
             raise StreamEndedError("Expected a stream that was reset; got a new environment. Call reset() first.")
         return self._life
@@ -248,24 +270,10 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
     def _start(self, entropy: int) -> None:
         """Draw a lifetime: all follows from ``entropy``, but for generators with a seed of their own."""
         self.close()
-        drawn = self.seeds.drawn(entropy)
-        rng = drawn.ordering()
-        tasks = tuple(self.scenario.tasks(rng))
-        laid = plan([len(t.train) for t in tasks], [len(t.test) for t in tasks], self.teaching)
-        sizes = [len(t.train) for t in tasks]
-        ids = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
-        # The order of questions is part of the stream, not of a lifetime: question 7 is the same for every seed.
-        questions = tuple(np.random.default_rng(j).permutation(len(t.test)) for j, t in enumerate(tasks))
-        space = LabelSpace(tasks, self.teaching)
-        self._life = _Lifetime(entropy, drawn, tasks, laid, space, tuple(ids), questions)
-        labels = [
-            space.labels(j, t.test.targets[order]) for j, (t, order) in enumerate(zip(tasks, questions, strict=True))
-        ]
-        asked = sum(step.stop - step.start for step in laid.steps)
-        online = sum(laid.train_steps) if self.teaching.prequential else 0
-        self.scorer = Scorer([t.name for t in tasks], labels, laid.points, asked, online)
-        if any(t.train.decodes or t.test.decodes for t in tasks):
-            self._ahead = Lookahead(self._read, self._next_read)
+        self._life = Lifetime(self.scenario, entropy, self.seeds.drawn(entropy), self.absent)
+        self.scorer = self._life.scorer()
+        if self._life.decodes:
+            self._ahead = Lookahead(self._life.read, self._life.next_read)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         self._start(int(state["entropy"]))
@@ -278,101 +286,21 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         self.scorer.set_state(state["scorer"])
         self._position = state["position"]
 
-    def _score(self, life: _Lifetime, event: Query, answer: Array) -> float:
+    def _score(self, event: Query, answer: Array) -> float:
+        life = self._playing()
         step = life.plan.steps[self._position]
         if step.kind == "query":
-            return self.scorer.add(step.point, step.task, step.start, answer)
-        return self.scorer.add_online(answer, self._targets(life, step))
-
-    def _checked(self, event: Query, action: Any) -> Array:
-        """Return the answer as an array, or raise; ``event`` is what it answers."""
-        B, C = len(event.inputs), len(event.candidates)
-        if type(action) is Guess:
-            return np.random.default_rng(action.seed).integers(0, C, B)
-        only = self.teaching.needs_scores
-        wanted = f"float log-probabilities of shape ({B}, {C})"
-        if not only:
-            wanted = f"int64 labels of shape ({B},) in [0, {C}) or {wanted}"
-        fault, fix = "", "Return agent.act(event)."
-        if not isinstance(action, np.ndarray):
-            fault = _kind(action)
-            fix = "Convert it to a NumPy array." if action is not None else fix
-        elif action.ndim == 1 and not only:
-            if action.dtype != np.int64 or action.shape != (B,):
-                fault, fix = _kind(action), "Give one label per question, with dtype int64."
-            elif ((action < 0) | (action >= C)).any():
-                fault = f"labels from {action.min()} to {action.max()}"
-                fix = "Labels index event.candidates."
-        elif action.dtype not in (np.float32, np.float64) or action.shape != (B, C):
-            fault, fix = _kind(action), "Give one row per question and one column per candidate."
-        else:
-            fault, fix = fault_of_scores(action), "Apply log_softmax over the candidates."
-        if fault:
-            raise InvalidAnswerError(f"Expected {wanted}; got {fault}. {fix}")
-        return action  # type: ignore[no-any-return]
+            return self.scorer.add(step.point, step.task, life.asked(step), answer)
+        return self.scorer.add_online(answer, life.online_labels(step))
 
     def _build(self, position: int) -> Event:
         """Return the event at a position."""
         life = self._playing()
-        step = life.plan.steps[position]
-        t = step.task
-        shown = t if self._told else None
-        match step.kind:
-            case "over":
-                return End()
-            case "end":
-                return TaskEnd(shown)
-            case "start":
-                return self._task_start(life, t)
-        slow = life.tasks[t].test.decodes if step.kind == "query" else life.tasks[t].train.decodes
-        inputs = self._ahead.get(position) if slow and self._ahead else self._read(position)
-        if step.kind == "train":
-            index = self._index(life, step)
-            return Train(inputs, life.space.targets(t, life.tasks[t].train.targets[index]), life.ids[t][index])
-        point = life.plan.points[step.point] if step.kind == "query" else None
-        met = t + 1 if point is None else point.after + (point.step > 0)
-        names, prompts = life.space.candidates(t, met, taught=point is None)
-        wants: Wants = "scores" if self.teaching.needs_scores else "labels"
-        return Query(inputs, names, prompts, wants, shown)
+        return life.event(position, self._read)
 
-    def _task_start(self, life: _Lifetime, t: int) -> TaskStart:
-        """Return the start of a task, or with ``t = -1`` that of the whole stream."""
-        classes, prompts = life.space.start(t)
-        of = life.tasks if t < 0 else (life.tasks[t],)
-        samples = sum(len(task.train) for task in of)
-        steps = sum(life.plan.train_steps) if t < 0 else life.plan.train_steps[t]
-        if not self._told:
-            return TaskStart(None, "", "", classes, prompts, samples, steps)
-        return TaskStart(t, life.tasks[t].name, life.tasks[t].description, classes, prompts, samples, steps)
-
-    def _index(self, life: _Lifetime, step: Step) -> IntArray:
-        return batch_index(len(life.tasks[step.task].train), step.batch, self.teaching, life.drawn.batches(step.task))
-
-    def _targets(self, life: _Lifetime, step: Step) -> IntArray:
-        return life.space.labels(step.task, life.tasks[step.task].train.targets[self._index(life, step)])
-
-    def _read(self, position: int) -> Inputs:
-        """Return the inputs of the event at a position; called ahead of time, from threads."""
+    def _read(self, position: int) -> Any:
         life = self._playing()
-        step = life.plan.steps[position]
-        task = life.tasks[step.task]
-        if step.kind == "query":
-            return task.test.batch(life.questions[step.task][step.start : step.stop])
-        rng = life.drawn.augmentation(step.task, step.batch) if task.train.decodes else None
-        return task.train.batch(self._index(life, step), rng)
-
-    def _next_read(self, position: int) -> int | None:
-        steps = self._playing().plan.steps
-        for later in range(position + 1, len(steps)):
-            if steps[later].kind in ("train", "ask", "query"):
-                return later
-        return None
-
-
-def _kind(x: Any) -> str:
-    if isinstance(x, np.ndarray):
-        return f"{x.dtype} of shape {x.shape}"
-    return "None" if x is None else type(x).__name__
+        return self._ahead.get(position) if self._ahead and life.slow(position) else life.read(position)
 
 
 def _line(event: Event) -> str:
@@ -387,4 +315,10 @@ def _line(event: Event) -> str:
         case Query():
             of = "" if event.task is None else f" of task {event.task}"
             return f"Query      {len(event.inputs)} questions{of}, {len(event.candidates)} candidates"
+        case EraseRequest():
+            return f"EraseRequest  {event.kind}: {len(event.ids)} samples, {event.goal}"
+        case Erase():
+            brought = {"to forget": event.forget, "to retain": event.retain}
+            parts = (f"{len(part.ids)} {how}" for how, part in brought.items() if part is not None)
+            return f"Erase      {' and '.join(parts)}"
     return type(event).__name__

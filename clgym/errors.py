@@ -87,6 +87,12 @@ class UnsupportedEventError(ClgymError, NotImplementedError):
     exit_code = 3
 
 
+class ErasedError(ClgymError, LookupError):
+    """A sample was asked for that the stream has erased; nothing brings it back."""
+
+    exit_code = 8
+
+
 class ContractError(ClgymError, AssertionError):
     """An agent or a scenario breaks a rule of :mod:`clgym.check`; the message names the rule and the fix."""
 

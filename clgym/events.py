@@ -52,6 +52,7 @@ class TaskStart(Event):
         prompts: For each class its filled prompt templates; the first is the one to train with.
         samples: Number of distinct training samples.
         steps: Number of ``Train`` events to come.
+        temporary: Classes that may have to be forgotten later; announced where the scenario gives notice.
     """
 
     task: int | None
@@ -61,6 +62,7 @@ class TaskStart(Event):
     prompts: tuple[tuple[str, ...], ...]
     samples: int
     steps: int
+    temporary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,48 +93,73 @@ class TaskEnd(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EraseRequest(Event):
-    """Data must be forgotten from here on.
+    """Data must be forgotten: here, or after ``deadline`` more events; answered with ``None``.
+
+    What may be read comes in ``Erase`` events, in one phase for all requests that are open by then, and each is closed
+    by its own ``EraseEnd``. A request for samples that were never shown, or that are gone already, has no phase.
 
     Attributes:
-        request: Id of the request.
-        kind: What is to be forgotten (``"relearn"`` asks to take it up again).
-        scope: Names of the classes, domains, tasks or users, or opaque sample ids as strings.
-        goal: ``"counterfactual"``: as if the data had never come; ``"removal"``: no longer able to.
-        reads: What may be read while answering, such as ``"none"``, ``"few(4)"``, ``"full"``.
-        budget: Largest number of ``Erase`` batches.
-        deadline: Events until the request must be acknowledged.
+        request: Number of the request, from 0.
+        kind: What is to be forgotten; ``"relearn"`` lifts the requests of that scope, of which new data follow.
+        scope: Names of the classes, domains, tasks or users, or sample ids as text.
+        ids: Ids of the samples to forget, as they were shown, int64 ``(n,)``, ascending; empty for ``"relearn"``.
+        classes: Names of the classes of which nothing is to remain; none where samples of a class stay.
+        goal: ``"counterfactual"``: be as if the data had never come; ``"removal"``: no longer be able to, even where
+            the pre-trained model was.
+        notice: ``"temporary"``: ``TaskStart.temporary`` had announced it.
+        forget: What of the samples to forget comes in ``Erase`` events: none, ``shots`` per class, or all.
+        retain: What of the others comes: none, ``shots`` per class, or all; ``"own"``: none comes, but what the agent
+            keeps may be used, which ``"none"`` forbids.
+        shots: Samples per class of ``"few"``; 0 without it.
+        missing: Retained classes of which nothing comes.
+        budget: Number of ``Erase`` events of the phase that serves this request alone; together they have the sum.
+        deadline: Events until the phase begins; 0 is now.
     """
 
     request: int
     kind: Literal["class", "sample", "domain", "task", "user", "relearn"]
     scope: tuple[str, ...]
-    goal: Literal["counterfactual", "removal"]
-    reads: str
-    budget: int
-    deadline: int
+    ids: IntArray
+    classes: tuple[str, ...] = ()
+    goal: Literal["counterfactual", "removal"] = "counterfactual"
+    notice: Literal["none", "temporary"] = "none"
+    forget: Literal["none", "few", "full"] = "none"
+    retain: Literal["none", "few", "own", "full"] = "none"
+    shots: int = 0
+    missing: tuple[str, ...] = ()
+    budget: int = 0
+    deadline: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Erase(Event):
-    """A batch to forget, and, where granted, a batch to retain.
+    """What may be read to serve the open requests: a batch to forget, a batch to retain, or both.
 
     Attributes:
-        request: Id of the request.
-        forget: Samples to forget.
+        requests: Numbers of the requests that the phase serves.
+        classes: Names of the classes met so far; targets of both batches index them.
+        prompts: For each class its filled prompt templates.
+        forget: Samples to forget, or ``None``.
         retain: Samples to keep, or ``None``.
+        step: Number of this event within its phase, from 0.
+        steps: Number of ``Erase`` events of the phase.
     """
 
-    request: int
-    forget: Train
+    requests: tuple[int, ...]
+    classes: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    forget: Train | None
     retain: Train | None
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EraseEnd(Event):
-    """The request is over: from here its ids are gone.
+    """The request is over: answering ``None`` acknowledges it, and from here its ids are gone.
 
     Attributes:
-        request: Id of the request.
+        request: Number of the request.
     """
 
     request: int

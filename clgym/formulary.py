@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeAlias
 
@@ -182,6 +182,7 @@ def scores(
     after: Flags | None = None,
     window: int = 10,
     beta: int = 10,
+    erasure: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
     """Compute every metric whose inputs are given; the others are absent, never 0.
 
@@ -199,6 +200,7 @@ def scores(
         after: The same items after the update.
         window: Length of the windowed metrics, in evaluations.
         beta: Last step of ``learning_curve_area``.
+        erasure: Inputs of :mod:`clgym.erasure_metrics` about one request, by name.
 
     Raises:
         SettingError: An input has the wrong shape or is out of range.
@@ -209,7 +211,7 @@ def scores(
     """
     given: dict[str, object] = {"R": R, "single": single, "joint": joint, "sizes": sizes, "classes": classes}
     given |= {"probes": probes, "prequential": prequential, "before": before, "after": after}
-    given |= {"window": window, "beta": beta}
+    given |= {"window": window, "beta": beta, **(erasure or {})}
     known = {name: value for name, value in given.items() if value is not None}
     return {
         m.id: m.function(**{name: known[name] for name in m.takes if name in known})
@@ -289,6 +291,30 @@ def _probes(value: object, name: str) -> Probes:
     return value
 
 
+def _compared(values: object, name: str) -> Vector:
+    array = _accuracies(values, name)
+    if array.ndim not in (1, 2) or len(array) < 2:
+        raise SettingError(
+            f"Expected {name} of an agent and one or more references, in this order; got shape {array.shape}. "
+            "Put the agent first."
+        )
+    return array
+
+
+def _per_item(values: object, name: str) -> Matrix:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim not in (2, 3) or len(array) < 2 or not array[0].size or np.isnan(array).any():
+        raise SettingError(
+            f"Expected {name} of an agent and one or more references about the same items, without NaN; got "
+            f"{array.dtype} of shape {array.shape}. Put the agent first."
+        )
+    return array
+
+
+def _share(value: object, name: str) -> float:
+    return float(_accuracies(value, name))
+
+
 def _whole(least: int) -> Callable[[object, str], int]:
     def check(value: object, name: str) -> int:
         if not isinstance(value, int) or value < least:
@@ -310,6 +336,9 @@ INPUTS: dict[str, Callable[[Any, str], Any]] = {
     "after": _flags,
     "window": _whole(2),
     "beta": _whole(0),
+    **dict.fromkeys(("erased", "retained", "tested", "near", "later", "relearned", "renewed"), _compared),
+    **dict.fromkeys(("answers", "confidence", "members", "others"), _per_item),
+    **dict.fromkeys(("remaining", "forgotten", "earlier", "withheld", "pretrained"), _share),
 }
 
 

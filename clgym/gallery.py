@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clgym.erasure_gallery import figures
 from clgym.errors import SettingError
 from clgym.leaderboard.table import named, table_key
 from clgym.metrics import forgetting, learning_accuracy
@@ -39,6 +40,10 @@ def draw(runs: Mapping[Path, RunRecord], out: Path) -> list[Path]:
         title = f"{_heading(record)} · {named(record.agent, record.agent_settings)} · seed {record.seed}"
         written += _write(place / "matrix", matrix_figure(record.matrix, record.tasks, title))
         written += _write(place / "lines", lines_figure(record.matrix, record.tasks, title))
+    for folder, drawn in figures(runs).items():
+        place = out / folder_of(runs[folder]) if folder in runs else out
+        for name, figure in drawn.items():
+            written += _write(place / name, figure)
     for records in groups.values():
         place = out / folder_of(records[0]).parts[0]
         points = stability_plasticity(records)

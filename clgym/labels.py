@@ -67,6 +67,15 @@ class LabelSpace:
         moved: IntArray = self._merged[task][labels] if self._hidden else labels
         return moved
 
+    def met(self, tasks: int) -> Shown:
+        """Return the classes and prompts of the first so many tasks, each name once."""
+        return self._seen[tasks - 1] if tasks else ((), ())
+
+    def merged(self, task: int, labels: IntArray) -> IntArray:
+        """Return a task's labels as indices into :meth:`met`, whatever the candidates are."""
+        moved: IntArray = self._merged[task][labels]
+        return moved
+
     def candidates(self, task: int, met: int, *, taught: bool) -> Shown:
         """Return the candidates and prompts of a question.
 

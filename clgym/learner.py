@@ -17,12 +17,13 @@ from clgym.attention import Encoders, lora_targets, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
 from clgym.device import pick_device, pick_precision
 from clgym.distil import sigmoid_loss
+from clgym.erasing import RetainFinetune, drop_from
 from clgym.errors import SettingError
-from clgym.events import Answer, Array, Inputs, Query, TaskEnd, TaskStart, Train
+from clgym.events import Answer, Array, Erase, EraseEnd, EraseRequest, Inputs, Query, TaskEnd, TaskStart, Train
 from clgym.head import GrowingHead
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
-from clgym.optim import AdamWProx
+from clgym.optim import AdamWProx, load_moments, moments
 from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
@@ -39,7 +40,8 @@ class Learner(Agent):
     the method trains; classes without a row get next to no probability, or all the same if none has one.
 
     A subclass fills in :meth:`begin` (returns what the task trains) and may override :meth:`loss`,
-    :meth:`after_backward`, :meth:`after_step` and :meth:`end`.
+    :meth:`after_backward`, :meth:`after_step` and :meth:`end`; to forget on request in a way of its own,
+    :meth:`begin_erasure`, :meth:`erase` and :meth:`end_erasure`; and, if it keeps samples, :meth:`drop_samples`.
 
     Args:
         setup: What is known of the stream.
@@ -88,12 +90,12 @@ class Learner(Agent):
         self.backbone = load_backbone(setup.backbone, self.device)
         self.scale = math.exp(self.clip.logit_scale) if setup.reads_text else 1.0
         self.head = None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
-        self.head_share = 1.0
         self.lora: LoRASet | None = None
+        self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
-        self.text_trains = False
+        self.head_share, self.text_trains, self.moves_rows = 1.0, False, False  # rows: also outside of a task
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
 
     @property
@@ -101,19 +103,6 @@ class Learner(Agent):
         """The backbone, where it reads texts."""
         assert isinstance(self.backbone, ClipBackbone)
         return self.backbone
-
-    def replace_head(self, head: GrowingHead) -> None:
-        """Classify with another head from now on; only before the first event.
-
-        Raises:
-            SettingError: The method has no head, or does more with it than train it beside the backbone.
-        """
-        if self.head is None:
-            raise SettingError(
-                f"Expected a method that trains a head; got {self.spec.id}, which has none here. "
-                "Choose another host, such as replay, on a vision transformer without text."
-            )
-        self.head = head
 
     def adapt(
         self,
@@ -249,6 +238,22 @@ class Learner(Agent):
         self.optimizer = None
         self._text_changed()
 
+    def drop_samples(self, ids: Tensor) -> None:
+        """Let go of the stored samples with these ids, int64 ``(n,)``, and of all that is kept of them one by one."""
+        drop_from(getattr(self, "memory", None), ids)
+
+    def begin_erasure(self, event: EraseRequest) -> None:
+        """Drop the stored samples that must go."""
+        self.erasing.begin(self, event)
+
+    def erase(self, event: Erase) -> None:
+        """Train on what may be read to retain."""
+        self.erasing.erase(self, event)
+
+    def end_erasure(self, event: EraseEnd) -> None:
+        """Put the retained samples away."""
+        self.erasing.end(self, event)
+
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
         """Return log-probabilities over the candidates, float32 ``(B, C)``."""
@@ -337,41 +342,36 @@ class Learner(Agent):
 
     def state_dict(self) -> dict[str, Any]:
         """Return step, generator, task, head, optimizer moments and what :meth:`tensors` names."""
-        state: dict[str, Any] = {"step": self.step, "generator": self.generator.get_state()}
+        state = {"step": self.step, "generator": self.generator.get_state(), **self.erasing.state_dict()}
         if self.task is not None:
             state["task"] = [getattr(self.task, field.name) for field in fields(self.task)]
         if self.head is not None:
             state |= {"classes": self.head.groups} | {f"head.{name}": rows for name, rows in self.head.state().items()}
         if self.optimizer is not None:
             state["moments"] = True
-            for i, slots in self.optimizer.state_dict()["state"].items():
-                state |= {f"optimizer.{i}.{name}": value for name, value in slots.items()}
+            state |= {f"optimizer.{name}": value for name, value in moments(self.optimizer).items()}
         return state | {f"tensor.{name}": value for name, value in self.tensors().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where :meth:`state_dict` was called."""
-        moments: dict[int, dict[str, Any]] = {}
-        stored: dict[str, dict[str, Tensor]] = {"tensor": {}, "head": {}}
+        parts: dict[str, dict[str, Any]] = {"optimizer": {}, "tensor": {}, "head": {}}
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if kind == "optimizer":
-                i, _, slot = name.partition(".")
-                moments.setdefault(int(i), {})[slot] = value
-            elif kind in stored:
-                stored[kind][name] = value
+            if kind in parts:
+                parts[kind][name] = value
         if self.head is not None:
-            self.head.restore(state["classes"], stored["head"])  # before the task, whose optimizer takes the rows
+            self.head.restore(state["classes"], parts["head"])  # before the task, whose optimizer takes the rows
         if "task" in state:
-            number, name, text, classes, prompts, samples, steps = state["task"]
+            number, name, text, classes, prompts, samples, steps, noted = state["task"]
             words = tuple(tuple(templates) for templates in prompts)
-            self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps))
-        self.restore(stored["tensor"])
+            self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps, tuple(noted)))
+        self.restore(parts["tensor"])
         if "moments" not in state:
             self.optimizer = None
         elif self.optimizer is not None:
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            load_moments(self.optimizer, parts["optimizer"])
         self.step = state["step"]
+        self.erasing.load_state_dict(state)
         self.generator.set_state(state["generator"])
         self._texts.clear()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from clgym.errors import NotRegisteredError, RecordError, SettingError
 from clgym.ops import lora_linear, merge_error, merge_stochastic
 
 Gate = Literal["none", "normal", "ones"]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 MERGED_AT_MOST = 1 << 30  # bytes of weights that a copy is kept of while questions are answered
 
@@ -255,6 +256,13 @@ class LoRASet:
         # On the meta device, where parameters are counted, there are no values.
         seed = 0 if values.is_meta else int(values.view(torch.int32).sum()) & 0x7FFFFFFF
         return max(layer.merge_(seed=seed << 31 | i) for i, (_, layer) in enumerate(self.layers))
+
+    def replace(self, make: Callable[[LoRALinear], Layer]) -> dict[str, Layer]:
+        """Put another layer, made of it, in the place of each adapted one, and return these by name."""
+        made = {name: make(layer) for name, layer in self.layers}
+        for name, layer in made.items():
+            _replace(self.model, name, layer)
+        return made
 
     def remove(self) -> nn.Module:
         """Put the plain linear layers back, without what was not merged, and return the model."""

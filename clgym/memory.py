@@ -60,7 +60,7 @@ class SampleMemory:
             if self.distinct and id in self._seen:
                 continue
             place = self._held
-            if self.size and self._offered >= self.size:
+            if self.size and self._held >= self.size:  # fewer are held than were met once some were dropped
                 place = int(torch.randint(self._offered + 1, (), generator=self._generator))
             self._offered += 1
             if self.distinct:
@@ -84,6 +84,14 @@ class SampleMemory:
                 self._columns[name] = column = grown
             column[place] = value
         self._held = max(self._held, place + 1)
+
+    def drop(self, ids: Tensor) -> None:
+        """Let go of the samples with these ids, int64 ``(n,)``, of their bytes, and of having met them."""
+        self._seen -= set(ids.tolist())
+        if self._held:
+            kept = ~torch.isin(self["ids"], ids)
+            self._columns = {name: self[name][kept] for name in self._columns}
+            self._held = int(kept.sum())
 
     def draw(self, size: int, *, before: int | None = None) -> tuple[Tensor, Tensor, Prompts] | None:
         """Return images, targets and prompts of up to ``size`` samples of one task, or ``None`` if there are none.

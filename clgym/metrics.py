@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from clgym import erasure_metrics
 from clgym.anytime import (
     average_anytime_accuracy,
     learning_curve_area,
@@ -33,6 +34,7 @@ __all__ = [
     "average_incremental_accuracy",
     "backward_transfer",
     "backward_transfer_diaz",
+    "erasure_metrics",
     "explain",
     "forgetting",
     "forgetting_capped",

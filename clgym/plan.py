@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -17,20 +17,41 @@ class Step(NamedTuple):
     """One event to be: its kind, the task it belongs to, and which part of that task's data it shows.
 
     Attributes:
-        kind: ``"ask"`` is a question about training data, prequential; ``"query"`` about test data.
+        kind: ``"ask"`` is a question about training data, prequential; ``"query"`` about test data; ``"request"``,
+            ``"erase"`` and ``"erased"`` are those of a :class:`Service`.
         task: Task, from 0; -1 for the start and the end of a stream without boundaries.
-        batch: Number of the training batch within the task (``"train"``, ``"ask"``).
+        batch: Number of the training batch within the task (``"train"``, ``"ask"``), of the event within its phase
+            (``"erase"``), or of the request (``"request"``, ``"erased"``).
         point: Evaluation point (``"query"``).
         start: First question (``"query"``).
         stop: One past the last question (``"query"``).
+        service: Number of the service (``"request"``, ``"erase"``, ``"erased"``).
     """
 
-    kind: Literal["start", "train", "ask", "end", "query", "over"]
+    kind: Literal["start", "train", "ask", "end", "query", "request", "erase", "erased", "over"]
     task: int = -1
     batch: int = 0
     point: int = -1
     start: int = 0
     stop: int = 0
+    service: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Requests that come or are met together, at a task's boundary.
+
+    Attributes:
+        after: Tasks learned.
+        opens: Requests that come.
+        closes: Requests that are met, with a round of questions after them.
+        steps: ``Erase`` events.
+    """
+
+    after: int
+    opens: tuple[int, ...]
+    closes: tuple[int, ...]
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +61,17 @@ class Point:
     Attributes:
         after: Tasks finished so far; row of ``R``.
         step: ``Train`` events of the running task so far; 0 at a task boundary.
+        service: Service that it follows; -1 for none.
     """
 
     after: int
     step: int = 0
+    service: int = -1
+
+    @property
+    def is_row(self) -> bool:
+        """Whether it is a row of ``R``."""
+        return self.step == 0 and self.service < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +91,16 @@ class Plan:
     ends: tuple[int, ...]
 
 
-def plan(train_sizes: Sequence[int], test_sizes: Sequence[int], teaching: Teaching) -> Plan:
+def plan(
+    train_sizes: Sequence[int],
+    test_sizes: Sequence[int],
+    teaching: Teaching,
+    *,
+    batches: Sequence[Sequence[int]] | None = None,
+    services: Sequence[Service] = (),
+    probes: Sequence[int] = (),
+    absent: Container[int] = (),
+) -> Plan:
     """Lay out a stream: every task asked before training, then each task taught and every task asked again.
 
     With ``labels="seen"`` tasks are asked from their own end on, so nothing is asked at the first point. With
@@ -73,38 +110,71 @@ def plan(train_sizes: Sequence[int], test_sizes: Sequence[int], teaching: Teachi
         train_sizes: Training samples per task.
         test_sizes: Test samples per task.
         teaching: The protocol's constants.
+        batches: Numbers of the training batches that are shown, per task; a task without any does not take place.
+            ``None``: all.
+        services: Requests to forget, in order.
+        probes: Questions per task about its training data, asked with the others once the task is learned.
+        absent: Requests of which no event is shown; the questions after them are asked all the same.
     """
-    steps: list[Step] = []
-    points: list[Point] = []
-    ends: list[int] = []
-
-    def ask(point: Point, tasks: range, size: int | None) -> None:
-        for j in tasks:
-            n = test_sizes[j] if size is None else min(size, test_sizes[j])
-            for start in range(0, n, teaching.query_size):
-                stop = min(start + teaching.query_size, n)
-                steps.append(Step("query", j, 0, len(points), start, stop))
-        points.append(point)
-
+    laid = _Layout(test_sizes, teaching, probes)
     count = len(train_sizes)
     hidden, seen = teaching.boundaries == "hidden", teaching.labels == "seen"
-    lengths = tuple(train_length(n, teaching) for n in train_sizes)
-    ask(Point(0), range(0 if seen else count), None)
-    for t, length in enumerate(lengths):
-        if not (hidden and t):
-            steps.append(Step("start", -1 if hidden else t))
-        for k in range(length):
-            if teaching.prequential:
-                steps.append(Step("ask", t, k))
-            steps.append(Step("train", t, k))
-            if teaching.probe_every and (k + 1) % teaching.probe_every == 0 and k + 1 < length:
-                ask(Point(t, k + 1), range(t + 1), teaching.probe_size)
-        ends.append(len(steps))
-        if not hidden or t + 1 == count:
-            steps.append(Step("end", -1 if hidden else t))
-        ask(Point(t + 1), range(t + 1 if seen else count), None)
-    steps.append(Step("over"))
-    return Plan(tuple(steps), tuple(points), lengths, tuple(ends))
+    shown = batches or [range(train_length(n, teaching)) for n in train_sizes]
+    laid.ask(Point(0), range(0 if seen else count))
+    ends = []
+    for t, numbers in enumerate(shown):
+        if numbers and not (hidden and t):
+            laid.steps.append(Step("start", -1 if hidden else t))
+        laid.teach(t, numbers)
+        ends.append(len(laid.steps))
+        if t + 1 == count if hidden else numbers:
+            laid.steps.append(Step("end", -1 if hidden else t))
+        asked = range(t + 1 if seen else count)
+        laid.ask(Point(t + 1), asked)
+        for number, service in enumerate(services):
+            if service.after == t + 1:
+                laid.serve(number, service, absent)
+                if service.closes:
+                    laid.ask(Point(t + 1, service=number), asked)
+    laid.steps.append(Step("over"))
+    return Plan(tuple(laid.steps), tuple(laid.points), tuple(map(len, shown)), tuple(ends))
+
+
+class _Layout:
+    """The steps and points laid out so far."""
+
+    def __init__(self, test_sizes: Sequence[int], teaching: Teaching, probes: Sequence[int]) -> None:
+        self.steps: list[Step] = []
+        self.points: list[Point] = []
+        self._tests, self._teaching, self._probes = test_sizes, teaching, probes
+
+    def ask(self, point: Point, tasks: range, size: int | None = None) -> None:
+        """Ask about tasks, in full or ``size`` questions each."""
+        width = self._teaching.query_size
+        for j in tasks:
+            n = self._tests[j] if size is None else min(size, self._tests[j])
+            if size is None and self._probes and j < point.after:
+                n += self._probes[j]
+            for start in range(0, n, width):
+                self.steps.append(Step("query", j, 0, len(self.points), start, min(start + width, n)))
+        self.points.append(point)
+
+    def teach(self, t: int, batches: Sequence[int]) -> None:
+        """Show the batches of a task, with the questions before and between them."""
+        every = self._teaching.probe_every
+        for step, k in enumerate(batches, 1):
+            if self._teaching.prequential:
+                self.steps.append(Step("ask", t, k))
+            self.steps.append(Step("train", t, k))
+            if every and step % every == 0 and step < len(batches):
+                self.ask(Point(t, step), range(t + 1), self._teaching.probe_size)
+
+    def serve(self, number: int, service: Service, absent: Container[int]) -> None:
+        """Show the events of requests."""
+        opens, closes = ([r for r in group if r not in absent] for group in (service.opens, service.closes))
+        self.steps += [Step("request", batch=r, service=number) for r in opens]
+        self.steps += [Step("erase", batch=k, service=number) for k in range(service.steps)]
+        self.steps += [Step("erased", batch=r, service=number) for r in closes]
 
 
 def train_length(samples: int, teaching: Teaching) -> int:

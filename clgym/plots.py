@@ -86,11 +86,11 @@ def matrix_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str =
     if count > 1:
         note = "below the outlined cells: retention\nabove them: zero-shot transfer"
         figure.supxlabel(note, fontsize=8, color="#555555")
-    _head(figure, title)
+    head(figure, title)
     return figure
 
 
-def _head(figure: Figure, title: str) -> None:
+def head(figure: Figure, title: str) -> None:
     """Write a title over a figure, in as many lines as its width asks for."""
     if title:
         lines = textwrap.wrap(title, max(20, int(11.5 * figure.get_figwidth())))
@@ -166,7 +166,7 @@ def lines_figure(R: npt.NDArray[np.float64], tasks: Sequence[str], title: str = 
     axes.set_title("dotted: not yet learned    ● learned    solid: since then", fontsize=8, color="#555555", loc="left")
     axes.grid(axis="y", color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)
-    _head(figure, title)
+    head(figure, title)
     return figure
 
 
@@ -260,7 +260,7 @@ def scatter_figure(points: Sequence[tuple[str, float, float]], title: str = "") 
     if left_out := len(points) - len(finite):
         note = f"{left_out} of {len(points)} runs have no forgetting or no learning accuracy and are not shown"
         axes.text(0.015, 0.015, note, ha="left", va="bottom", **corner)
-    _head(figure, title)
+    head(figure, title)
     if means:
         _name_points(figure, axes, runs, means)
     return figure

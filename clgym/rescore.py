@@ -99,11 +99,11 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
         predictions = {name: columns[name].to_numpy() for name in ("point", "task", "question", "prediction")}
     except (OSError, ValueError, KeyError) as error:
         raise RecordError(f"Expected predictions in {path}; got {error!r}. Run again.") from error
-    made = make(record.scenario, **_choice(record))
+    made = make(record.scenario, **choice(record))
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
     try:
         env.reset(seed=record.seed)
-        _check_stream(folder, record, env.fingerprints())
+        check_stream(folder, record, env.fingerprints())
         report = env.rescore(predictions, **references)
     finally:
         made.close()
@@ -111,7 +111,7 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
     return report
 
 
-def _choice(record: RunRecord) -> dict[str, object]:
+def choice(record: RunRecord) -> dict[str, Any]:
     """Return the scenario's settings as its class takes them: JSON has no tuples."""
     known = settings("scenarios", record.scenario)
     if unknown := sorted(set(record.scenario_settings) - set(known)):
@@ -125,7 +125,12 @@ def _choice(record: RunRecord) -> dict[str, object]:
     }
 
 
-def _check_stream(folder: Path, record: RunRecord, now: dict[str, str]) -> None:
+def check_stream(folder: Path, record: RunRecord, now: dict[str, str]) -> None:
+    """Raise unless a rebuilt stream is the one that a run was played on.
+
+    Raises:
+        RecordError: Its lay-out or its data are others.
+    """
     for name in ("stream", "data"):
         if (was := record.fingerprints.get(name, "")) != now[name]:
             raise RecordError(

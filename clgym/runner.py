@@ -24,6 +24,7 @@ from clgym.agent import Agent
 from clgym.callbacks import Callback
 from clgym.checkpoint import Patience, States
 from clgym.env import ContinualEnv
+from clgym.erasure_costs import RequestCosts
 from clgym.errors import RecordError, SettingError
 from clgym.events import End, Event, Query, TaskEnd, Train
 from clgym.record import RunRecord, nullable, parquet, same_circumstances, same_run, sha256_of, sweep, write_atomic
@@ -232,7 +233,7 @@ class _Run:
         self.rewards: list[float] = []
         self.cost: dict[str, Any] = {"seconds": 0.0, "train_seconds": 0.0, "query_seconds": 0.0, "samples": 0}
         self.per_task: list[dict[str, int]] = []
-        self.looks = looks
+        self.looks, self.requests = looks, RequestCosts()
         self.cuda = record.hardware["device"] != "cpu"
         self.charged = "query_seconds"
         self.lap = time.monotonic()
@@ -277,6 +278,7 @@ class _Run:
             self.rewards = states["run"]["rewards"].tolist()
             self.cost, self.per_task = states["run"]["cost"], states["run"]["per_task"]
             self.looks.restore(states["run"].get("whitebox"))
+            self.requests.rows = states["run"]["requests"]
         if self.folder is not None:
             sweep(self.folder)
             sweep(self.folder / "checkpoint")
@@ -301,6 +303,7 @@ class _Run:
     def _act(self, event: Event) -> Any:
         """Let the agent act and charge its time."""
         kind = "query_seconds" if isinstance(event, Query) else "train_seconds"
+        self.requests.before(event, self._state_bytes)
         start = time.monotonic()
         if self.cuda and kind != self.charged:
             # What the GPU still has to do was asked for by the events before.
@@ -309,13 +312,18 @@ class _Run:
             start = time.monotonic()
         self.charged = kind
         answer = self.agent.act(event)
-        self.cost[kind] += time.monotonic() - start
+        spent = time.monotonic() - start
+        self.cost[kind] += spent
+        self.requests.after(event, spent, self._state_bytes)
         if isinstance(event, Train):
             self.cost["samples"] += len(event.inputs)
         if isinstance(event, TaskEnd):
             self.per_task.append(footprint(self.agent))
             self.looks.take(self.agent, self.env.held_out)
         return answer
+
+    def _state_bytes(self) -> int:
+        return footprint(self.agent)["state_bytes"]
 
     def _boundary(self, seen: Event) -> bool:
         """Whether a task or a round of questions about all tasks just ended; tell of the latter."""
@@ -346,7 +354,7 @@ class _Run:
             "env": env,
             "agent": self.agent.state_dict(),
             "run": {"rewards": np.array(self.rewards), "cost": self.cost, "per_task": self.per_task}
-            | {"whitebox": self.looks.rows},
+            | {"whitebox": self.looks.rows, "requests": self.requests.rows},
             "record": self.record.model_dump(mode="json"),
         }
         checkpoint.write(self.folder / "checkpoint", env["position"], parts)
@@ -360,7 +368,7 @@ class _Run:
                 "status": "finished",
                 "R": nullable(report.R),
                 "metrics": {k: float(v) if np.isfinite(v) else None for k, v in report.metrics.items()},
-                "resources": {**self.cost, "per_task": self.per_task}
+                "resources": {**self.cost, "per_task": self.per_task, **self.requests.told(self.env.reads)}
                 | ({} if self.looks.rows is None else {"whitebox": self.looks.rows}),
             }
         )
@@ -379,6 +387,8 @@ class _Run:
             "events.parquet": parquet(self.env.describe(np.array(self.rewards))),
             "matrix.png": png_bytes(matrix_figure(report.R, report.tasks)),
         }
+        if self.env.scorer.full is not None:
+            files["probes.parquet"] = parquet(self.env.scorer.full.table())
         for name, content in files.items():
             write_atomic(folder / name, content)
         digests = {name: sha256_of(folder / name) for name in files}

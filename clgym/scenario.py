@@ -64,6 +64,7 @@ class Task:
         test: Held-out data.
         own: Where boundaries are blurred, the number of leading classes that are the task's own; those after
             them occur in its training data only. 0: all are its own.
+        temporary: Classes of which the stream says at the task's start that they may have to be forgotten.
     """
 
     name: str
@@ -73,6 +74,56 @@ class Task:
     train: Data
     test: Data
     own: int = 0
+    temporary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a stream wants forgotten, or taken up again, at a task's boundary; :class:`clgym.events.EraseRequest`.
+
+    A request without ``delay`` is served where it comes, by itself. Requests with one are served together with all that
+    fall due at the same boundary.
+
+    Attributes:
+        after: Tasks learned when it comes, from 1.
+        kind: As in the event.
+        scope: As in the event; for ``"sample"`` left empty, since ids are drawn later.
+        train: For each task the rows of its training data in scope, int64 and ascending. Those of tasks that start
+            after the request was served are never shown.
+        test: For each task the rows of its test data that are of the scope.
+        classes: As in the event.
+        goal: As in the event.
+        notice: As in the event.
+        forget: As in the event.
+        retain: As in the event.
+        shots: As in the event.
+        missing: As in the event.
+        steps: ``Erase`` events granted.
+        batch_size: Largest number of samples of each of their batches; 0 is the stream's.
+        delay: Tasks learned between the request and its service.
+        unknown: Number of its ids that no sample has.
+        atypical: For each task those of its ``train`` rows that are atypical, such as mislabelled; scored apart too.
+        groups: Of ``"user"``: for each task the user of each of its ``train`` rows, int64.
+    """
+
+    after: int
+    kind: Literal["class", "sample", "domain", "task", "user", "relearn"]
+    scope: tuple[str, ...] = ()
+    train: tuple[IntArray, ...] = ()
+    test: tuple[IntArray, ...] = ()
+    classes: tuple[str, ...] = ()
+    goal: Literal["counterfactual", "removal"] = "counterfactual"
+    notice: Literal["none", "temporary"] = "none"
+    forget: Literal["none", "few", "full"] = "none"
+    retain: Literal["none", "few", "own", "full"] = "none"
+    shots: int = 0
+    missing: tuple[str, ...] = ()
+    steps: int = 0
+    batch_size: int = 0
+    delay: int = 0
+    unknown: int = 0
+    atypical: tuple[IntArray, ...] = ()
+    groups: tuple[IntArray, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +215,13 @@ class Scenario(ABC):
     @abstractmethod
     def tasks(self, rng: np.random.Generator) -> Sequence[Task]:
         """Return the tasks in the order they are learned; ``rng`` draws orders and few-shot samples."""
+
+    def requests(self, tasks: Sequence[Task], rng: np.random.Generator) -> Sequence[Request]:
+        """Return what must be forgotten in the course of the stream, in order; nothing unless overridden.
+
+        Args:
+            tasks: What :meth:`tasks` returned.
+            rng: Draws scopes, from a generator of its own.
+        """
+        del tasks, rng
+        return ()

@@ -52,6 +52,62 @@ class Report:
         return "\n".join(lines)
 
 
+class FullAnswers:
+    """Log-probabilities over all candidates, of some questions.
+
+    Args:
+        kept: Per task, of which questions they are kept, bool ``(n_j,)``.
+    """
+
+    def __init__(self, kept: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """Start empty."""
+        self._kept = tuple(kept)
+        self._rows: list[dict[str, Array]] = []
+
+    def add(self, point: int, task: int, questions: IntArray, answer: Array) -> None:
+        """Keep what is to be kept of an answer; labels are no full answer."""
+        at = np.flatnonzero(self._kept[task][questions])
+        if not len(at) or answer.ndim == 1:
+            return
+        n = len(at)
+        self._rows.append(
+            {
+                "point": np.full(n, point, np.int32),
+                "task": np.full(n, task, np.int16),
+                "question": questions[at].astype(np.int32),
+                "log_probs": answer[at].astype(np.float32),
+            }
+        )
+
+    def columns(self) -> dict[str, Array]:
+        """Return the columns of ``probes.parquet``; ``log_probs`` ``(n, C)`` is padded with ``-inf``."""
+        width = max((row["log_probs"].shape[1] for row in self._rows), default=0)
+        empty = {"point": np.int32, "task": np.int16, "question": np.int32}
+        if not self._rows:
+            return {name: np.empty(0, kind) for name, kind in empty.items()} | {
+                "log_probs": np.empty((0, 0), np.float32)
+            }
+        for row in self._rows:
+            short = width - row["log_probs"].shape[1]
+            if short:
+                row["log_probs"] = np.pad(row["log_probs"], ((0, 0), (0, short)), constant_values=-np.inf)
+        self._rows = [{name: np.concatenate([row[name] for row in self._rows]) for name in self._rows[0]}]
+        return self._rows[0]
+
+    def table(self) -> dict[str, Any]:
+        """Return the columns as a Parquet file takes them: ``log_probs`` as a list per row."""
+        columns = self.columns()
+        return {**columns, "log_probs": list(columns["log_probs"])}
+
+    def get_state(self) -> dict[str, Array]:
+        """Return what is kept so far."""
+        return {name: column.copy() for name, column in self.columns().items()}
+
+    def set_state(self, state: Mapping[str, Array]) -> None:
+        """Take back what :meth:`get_state` returned."""
+        self._rows = [{name: np.asarray(column) for name, column in state.items()}] if len(state["point"]) else []
+
+
 class Scorer:
     """Counts right answers by (evaluation point, task asked about) and logs every prediction.
 
@@ -61,6 +117,8 @@ class Scorer:
         points: The stream's evaluation points.
         questions: Answers that the whole stream will ask for.
         batches: Training batches that are asked before they are shown; 0 unless prequential.
+        tests: Per task, how many of its questions are about test data and count in ``R``, the first; ``None``: all.
+        kept: Per task, of which questions the full answers are kept, bool ``(n_j,)``; ``None``: of none.
     """
 
     def __init__(
@@ -70,8 +128,13 @@ class Scorer:
         points: Sequence[Point],
         questions: int,
         batches: int = 0,
+        *,
+        tests: Sequence[int] | None = None,
+        kept: Sequence[npt.NDArray[np.bool_]] | None = None,
     ) -> None:
         """Start with nothing asked."""
+        self.sizes = np.array([len(known) for known in labels] if tests is None else tests)
+        self.full = None if kept is None else FullAnswers(kept)
         self.tasks, self.points = tuple(tasks), tuple(points)
         self._labels = tuple(labels)
         shape = (len(self.points), len(self.tasks))
@@ -80,25 +143,27 @@ class Scorer:
         self._online = np.empty(batches, np.float64)
         self._logged = self._batches = 0
 
-    def add(self, point: int, task: int, start: int, answer: Array) -> float:
-        """Score the answers to questions ``start, start + 1, ...`` of a task; return their mean in [0, 1].
+    def add(self, point: int, task: int, questions: IntArray, answer: Array) -> float:
+        """Score the answers to questions of a task; return their mean in [0, 1].
 
         Args:
             point: Evaluation point.
             task: Task asked about.
-            start: First question.
+            questions: Numbers of the questions, int64 ``(B,)``.
             answer: Labels int64 ``(B,)`` or log-probabilities ``(B, C)``.
         """
         n = len(answer)
         rows = slice(self._logged, self._logged + n)
         self._log["point"][rows], self._log["task"][rows] = point, task
-        self._log["question"][rows] = np.arange(start, start + n)
-        prediction = self._describe(answer, rows)
-        right = int((prediction == self._labels[task][start : start + n]).sum())
-        self._right[point, task] += right
-        self._asked[point, task] += n
+        self._log["question"][rows] = questions
+        right = self._describe(answer, rows) == self._labels[task][questions]
+        counts = questions < self.sizes[task]
+        self._right[point, task] += int((right & counts).sum())
+        self._asked[point, task] += int(counts.sum())
+        if self.full is not None:
+            self.full.add(point, task, questions, answer)
         self._logged += n
-        return right / n
+        return int(right.sum()) / n
 
     def add_online(self, answer: Array, label: IntArray) -> float:
         """Score a batch that is about to be trained on; return its accuracy in [0, 1]."""
@@ -134,7 +199,7 @@ class Scorer:
 
     def matrix(self) -> npt.NDArray[np.float64]:
         """Return ``R``, float64 ``(T + 1, T)``: the grid at task boundaries."""
-        return self.grid()[[p.step == 0 for p in self.points]]
+        return self.grid()[[p.is_row for p in self.points]]
 
     def probes(self) -> Probes | None:
         """Return accuracy inside tasks, or ``None`` where the scenario does not ask there."""
@@ -156,8 +221,7 @@ class Scorer:
         """Return the report of what was counted; the flips are those of a log with the same answers."""
         R = self.matrix()
         before, after = self.flips(log)
-        sizes = np.array([len(labels) for labels in self._labels])
-        extra = {"probes": self.probes(), "prequential": online, "sizes": sizes, "before": before, "after": after}
+        extra = {"probes": self.probes(), "prequential": online, "sizes": self.sizes, "before": before, "after": after}
         return Report(self.tasks, R, scores(R, **{k: v for k, v in {**extra, **references}.items() if v is not None}))
 
     def flips(self, log: Mapping[str, Array]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -171,11 +235,11 @@ class Scorer:
         """
         starts = np.append(0, np.cumsum([len(labels) for labels in self._labels]))
         label = np.concatenate(self._labels)
-        ends = [p for p, at in enumerate(self.points) if at.step == 0]
+        ends = [p for p, at in enumerate(self.points) if at.is_row]
         right = np.full((len(ends), len(label)), -1, np.int8)  # -1: not asked
         row = np.full(len(self.points), -1)
         row[ends] = np.arange(len(ends))
-        kept = row[log["point"]] >= 0
+        kept = (row[log["point"]] >= 0) & (log["question"] < self.sizes[log["task"]])
         item = starts[log["task"][kept]] + log["question"][kept]
         right[row[log["point"][kept]], item] = log["prediction"][kept] == label[item]
         pairs = [(right[t - 1, : starts[t - 1]], right[t, : starts[t - 1]]) for t in range(2, len(ends))]
@@ -204,21 +268,25 @@ class Scorer:
                 f"{point[row]}, task {task[row]}, question {question[row]} in row {row}. Score with the run's settings."
             )
         label = np.concatenate(self._labels)[np.append(0, sizes.cumsum())[task] + question]
-        again = Scorer(self.tasks, self._labels, self.points, 0)
-        np.add.at(again._asked, (point, task), 1)
-        np.add.at(again._right, (point, task), predictions["prediction"] == label)
+        again = Scorer(self.tasks, self._labels, self.points, 0, tests=self.sizes.tolist())
+        counts = question < self.sizes[task]
+        np.add.at(again._asked, (point, task), counts)
+        np.add.at(again._right, (point, task), (predictions["prediction"] == label) & counts)
         return again._report(predictions, None, references)
 
     def get_state(self) -> dict[str, Array]:
         """Return what has been answered so far."""
         counts = {"right": self._right.copy(), "asked": self._asked.copy()}
         online = self._online[: self._batches].copy()
-        return {**counts, "online": online, **{k: v.copy() for k, v in self.predictions().items()}}
+        full = {} if self.full is None else {f"full.{k}": v for k, v in self.full.get_state().items()}
+        return {**counts, **full, "online": online, **{k: v.copy() for k, v in self.predictions().items()}}
 
     def set_state(self, state: dict[str, Array]) -> None:
         """Continue from what :meth:`get_state` returned."""
         self._right, self._asked = state["right"].copy(), state["asked"].copy()
         self._logged, self._batches = len(state["point"]), len(state["online"])
         self._online[: self._batches] = state["online"]
+        if self.full is not None:
+            self.full.set_state({name: state[f"full.{name}"] for name in ("point", "task", "question", "log_probs")})
         for name, column in self._log.items():
             column[: self._logged] = state[name]

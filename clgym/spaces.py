@@ -7,7 +7,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from clgym.events import Array, End, Event, Guess, Query, TaskEnd, TaskStart, Train
+from clgym.errors import InvalidAnswerError
+from clgym.events import Array, End, Erase, EraseEnd, EraseRequest, Event, Guess, Query, TaskEnd, TaskStart, Train
 
 
 class EventSpace(gymnasium.Space[Event]):
@@ -51,7 +52,12 @@ class EventSpace(gymnasium.Space[Event]):
                 return self._inputs(x.inputs) and len(x.prompts) == len(x.candidates) > 0
             case TaskStart():
                 return len(x.prompts) == len(x.classes)
-            case TaskEnd() | End():
+            case EraseRequest():
+                return x.ids.dtype == np.int64 and x.ids.ndim == 1
+            case Erase():
+                brought = [batch for batch in (x.forget, x.retain) if batch is not None]
+                return 0 < len(brought) == sum(map(self.contains, brought)) and x.step < x.steps
+            case TaskEnd() | EraseEnd() | End():
                 return True
         return isinstance(x, Event)
 
@@ -145,3 +151,50 @@ def fault_of_scores(scores: Array) -> str:
     if not (np.abs(total - 1) < 1e-3).all():
         return f"rows whose exponentials sum to between {total.min():.4g} and {total.max():.4g}"
     return ""
+
+
+def checked(event: Query, action: Any, needs_scores: bool) -> Array:
+    """Return the answer to a query as an array; a :class:`Guess` becomes labels.
+
+    Args:
+        event: What is answered.
+        action: Labels int64 ``(B,)`` or log-probabilities ``(B, C)``.
+        needs_scores: Whether labels are refused.
+
+    Raises:
+        InvalidAnswerError: The answer has another shape, dtype or range.
+    """
+    B, C = len(event.inputs), len(event.candidates)
+    if type(action) is Guess:
+        return np.random.default_rng(action.seed).integers(0, C, B)
+    wanted = f"float log-probabilities of shape ({B}, {C})"
+    if not needs_scores:
+        wanted = f"int64 labels of shape ({B},) in [0, {C}) or {wanted}"
+    fault, fix = "", "Return agent.act(event)."
+    if not isinstance(action, np.ndarray):
+        fault = kind_of(action)
+        fix = "Convert it to a NumPy array." if action is not None else fix
+    elif action.ndim == 1 and not needs_scores:
+        if action.dtype != np.int64 or action.shape != (B,):
+            fault, fix = kind_of(action), "Give one label per question, with dtype int64."
+        elif ((action < 0) | (action >= C)).any():
+            fault = f"labels from {action.min()} to {action.max()}"
+            fix = "Labels index event.candidates."
+    elif action.dtype not in (np.float32, np.float64) or action.shape != (B, C):
+        fault, fix = kind_of(action), "Give one row per question and one column per candidate."
+    else:
+        fault, fix = fault_of_scores(action), "Apply log_softmax over the candidates."
+    if fault:
+        raise InvalidAnswerError(f"Expected {wanted}; got {fault}. {fix}")
+    return action  # type: ignore[no-any-return]
+
+
+def kind_of(x: Any) -> str:
+    """Say in words what a value is.
+
+    >>> kind_of(np.zeros((2, 3))), kind_of(None)
+    ('float64 of shape (2, 3)', 'None')
+    """
+    if isinstance(x, np.ndarray):
+        return f"{x.dtype} of shape {x.shape}"
+    return "None" if x is None else type(x).__name__

@@ -183,6 +183,29 @@ def test_a_state_does_not_follow_later_tasks() -> None:
     assert state["memory.prompts"] == [(("task 0",),)]
 
 
+def test_dropped_samples_leave_no_trace_and_no_hole() -> None:
+    memory = tasks(made(8), 12)
+    gone = memory["ids"][:3].clone()
+    kept = memory["ids"][3:].tolist()
+    memory.drop(torch.cat([gone, torch.tensor([999])]))
+    assert memory["ids"].tolist() == kept
+    assert memory["images"][:, 0, 0, 0].tolist() == kept
+    assert not set(gone.tolist()) & set(memory.state_dict()["memory.seen"].tolist())
+    fill(memory, 3, start=12)
+    assert memory["ids"].tolist() == [*kept, 12, 13, 14]
+    fill(memory, 30, start=15)
+    assert len(memory) == 8
+    memory.drop(memory["ids"].clone())
+    assert len(memory) == 0
+    assert memory.draw(4) is None
+
+
+def test_dropping_from_an_empty_memory_does_nothing() -> None:
+    memory = made(8)
+    memory.drop(torch.tensor([1]))
+    assert len(memory) == 0
+
+
 def test_mixed_draws_are_classified_among_the_classes_of_all_tasks() -> None:
     memory = made(0)
     memory.begin_task((("cat",), ("dog",)))

@@ -20,7 +20,7 @@ def played() -> Scorer:
     scorer = Scorer(["a", "b", "c"], labels, POINTS, questions=30)
     for point, answers in ANSWERS.items():
         for task, answer in enumerate(answers):
-            scorer.add(point, task, 0, np.array(answer))
+            scorer.add(point, task, np.arange(len(answer)), np.array(answer))
     return scorer
 
 
@@ -46,8 +46,8 @@ def test_flips_follow_from_the_log_alone() -> None:
 
 def test_a_question_asked_at_one_end_only_is_no_item() -> None:
     scorer = Scorer(["a", "b"], [np.array([1, 1])] * 2, [Point(0), Point(1), Point(2)], questions=9)
-    scorer.add(1, 0, 0, np.array([1, 1]))
-    scorer.add(2, 0, 0, np.array([0]))
+    scorer.add(1, 0, np.arange(2), np.array([1, 1]))
+    scorer.add(2, 0, np.arange(1), np.array([0]))
     before, after = scorer.flips(scorer.predictions())
     assert before.tolist() == [True]
     assert after.tolist() == [False]
@@ -55,5 +55,5 @@ def test_a_question_asked_at_one_end_only_is_no_item() -> None:
 
 def test_without_a_second_task_there_is_nothing_to_flip() -> None:
     scorer = Scorer(["a"], [np.array([1, 1])], [Point(0), Point(1)], questions=4)
-    scorer.add(1, 0, 0, np.array([1, 1]))
+    scorer.add(1, 0, np.arange(2), np.array([1, 1]))
     assert np.isnan(scorer.report().metrics["negative_flip_rate"])
