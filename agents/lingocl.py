@@ -81,16 +81,20 @@ class LingoCL(Agent):
                 "Expected a setup that builds the host; got one without build. Make lingocl with clgym.make_agent."
             )
         made = setup.build(host)
-        if not isinstance(made, Learner):
+        if not isinstance(made, Learner) or made.head is None:
             raise SettingError(
                 f"Expected a host that trains a head by gradient; got {made.spec.id}. Choose another, such as replay."
+            )
+        if made.moves_rows:
+            raise SettingError(
+                f"Expected a host that leaves given vectors as they are; got {made.spec.id}, which aligns the head's "
+                "rows after each task. Choose another, such as replay."
             )
         tiny = setup.backbone.startswith("embedded/")
         self.encoder = encoder or ("embedded/tiny-clip" if tiny else "ViT-B-32/openai")
         self.host, self.seed, self.dim = made, agent_seed(setup.seed), made.backbone.embed_dim
-        self.host.replace_head(
-            TargetHead(self.dim, made.device, self.directions if targets == "random" else self.words, scale)
-        )
+        give = self.directions if targets == "random" else self.words
+        self.host.head = TargetHead(self.dim, made.device, give, scale)
 
     def words(self, names: Sequence[str], before: int) -> Tensor:
         """Return what the language model makes of classes, as vectors of the features' length, ``(n, dim)``."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.attention import Block, text_blocks, vision_blocks
 from clgym.errors import SettingError
-from clgym.events import TaskStart
+from clgym.events import Array, TaskStart
 from clgym.learner import Learner, Prompts, learning_rate
 
 SCALE = 0.1  # of what the experts say
@@ -326,6 +326,17 @@ class MoEAdapters(Learner):
         """Fix the experts that the task has used most."""
         for experts in self.experts:
             experts.freeze()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features of images, by the routers of the task that knows each unless routes are set."""
+        if not self.tasks or self.routes is not None:
+            return super().encode(images)
+        with self.routed(self.selector(self.clip.encode_images(images), self.threshold)):
+            return super().encode(images)
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return none: the mixture depends on the input."""
+        return None
 
     def answering_logits(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Return logits ``(B, C)``: image and texts by the routers of the task that knows the image, or by CLIP."""

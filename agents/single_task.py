@@ -28,7 +28,7 @@ class SingleTask(Learner):
     Args:
         setup: What is known of the stream.
         r: Rank of every adapter.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-4 on the tiny CLIP.
         targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
         ensemble: Average a class's text features over all its templates when answering.
     """
@@ -51,7 +51,7 @@ class SingleTask(Learner):
         ensemble: bool = True,
     ) -> None:
         """Put fresh adapters on the backbone; they change nothing yet."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=5e-4), ensemble=ensemble)
         self.lora = self.adapt(r=r, targets=targets)
         self.kept: list[Kept] = []
 

@@ -87,7 +87,7 @@ class SLCA(Learner):
                 "0.01, 5, 0.1, 0.1 and all."
             )
         super().__init__(setup, lr=rate * slow, ensemble=ensemble)
-        self.head_share = 1 / slow
+        self.head_share, self.moves_rows = 1 / slow, True
         self.epochs, self.temperature, self.align_lr = epochs, temperature, align_lr
         self.shrink, self.share = shrink, share
         self.weights = tune_encoders(self.backbone.model, targets)
@@ -106,17 +106,6 @@ class SLCA(Learner):
             zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
             self.moments = {name: value.to(self.device) for name, value in zeros.items()}
         return self.weights.parameters
-
-    def replace_head(self, head: GrowingHead) -> None:
-        """Refuse: the alignment trains the head's rows.
-
-        Raises:
-            SettingError: Always.
-        """
-        raise SettingError(
-            f"Expected a method that leaves the head's rows to another; got {self.spec.id}, whose alignment trains "
-            "them. Choose another host, such as replay."
-        )
 
     @torch.no_grad()
     def _recall(self) -> None:

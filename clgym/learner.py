@@ -88,15 +88,14 @@ class Learner(Agent):
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
         self.backbone = load_backbone(setup.backbone, self.device)
-        self.scale, self.head = 1.0, None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
-        if setup.reads_text:
-            self.scale = math.exp(self.clip.logit_scale)
+        self.scale = math.exp(self.clip.logit_scale) if setup.reads_text else 1.0
+        self.head = None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
         self.lora: LoRASet | None = None
         self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
-        self.head_share, self.text_trains = 1.0, False
+        self.head_share, self.text_trains, self.moves_rows = 1.0, False, False  # rows: also outside of a task
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
 
     @property
@@ -104,19 +103,6 @@ class Learner(Agent):
         """The backbone, where it reads texts."""
         assert isinstance(self.backbone, ClipBackbone)
         return self.backbone
-
-    def replace_head(self, head: GrowingHead) -> None:
-        """Classify with another head from now on; only before the first event.
-
-        Raises:
-            SettingError: The method has no head, or does more with it than train it beside the backbone.
-        """
-        if self.head is None:
-            raise SettingError(
-                f"Expected a method that trains a head; got {self.spec.id}, which has none here. "
-                "Choose another host, such as replay, on a vision transformer without text."
-            )
-        self.head = head
 
     def adapt(
         self,

@@ -20,8 +20,8 @@ FLOORS = tuple(
         "philox projection prox record references seeds spaces stacking",
         "agent attention audit backbones canary checkpoint columns conformance contrast counterfactual demands "
         "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder frozen "
-        "head hub hub_sets images increments inside labels learner lifetime lookahead lora memory neighbours "
-        "optim parts plan plots probes prompting scenario scorer sources stack texts tuning variants vit "
+        "head hub hub_sets images increments inside labels learner lifetime lookahead lora memory mixture "
+        "neighbours optim parts plan plots probes prompting scenario scorer sources stack texts tuning variants vit "
         "whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",

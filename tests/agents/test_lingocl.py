@@ -85,7 +85,7 @@ def test_random_targets_are_orthonormal_and_go_on_with_another_basis(play: Any) 
 
 def test_with_the_hosts_own_head_it_is_the_host(play: Any) -> None:
     wrapped, alone = play("lingocl", STREAM, host="replay"), play("replay", STREAM)
-    wrapped.agent.host.replace_head(GrowingHead(96, torch.device("cpu")))
+    wrapped.agent.host.head = GrowingHead(96, torch.device("cpu"))
     for stage in (wrapped, alone):
         stage.until(TaskEnd, 2)
         query = stage.until(Query)
@@ -111,8 +111,8 @@ def test_the_command_line_knows_the_hosts_settings() -> None:
         "lingocl-v0": {"host": ["replay"], "host.size": [7, 8]},
         "replay-v0": {"size": [9]},
     }
-    with pytest.raises(SettingError, match=r"setting of lingocl; got 'host\.siz'\. Did you mean 'host\.size'\?"):
-        chosen("agents", "lingocl", ["host=replay", "host.siz=7"])
+    with pytest.raises(SettingError, match=r"setting of lingocl; got 'host\.sizes'\. Did you mean 'host\.size'\?"):
+        chosen("agents", "lingocl", ["host=replay", "host.sizes=7"])
     with pytest.raises(NotRegisteredError, match=r"Expected a registered agent; got 'replai'\. Did you mean 'replay"):
         chosen("agents", "lingocl", ["host=replai"])
 
@@ -142,14 +142,14 @@ def refused(message: str, **settings: Any) -> None:
 def test_settings_out_of_range() -> None:
     refused(r"Expected targets to be one of \('text', 'random'\); got 'word'\. Choose one of these\.", targets="word")
     refused(r"Expected scale above 0; got 0\. Try 16\.", scale=0)
-    refused(r"setting of lingocl-v0; got 'host\.siz'\. Did you mean", **{"host.siz": 3})
+    refused(r"setting of lingocl-v0; got 'host\.sizes'\. Did you mean", **{"host.sizes": 3})
 
 
 def test_hosts_without_a_head_of_their_own_to_give_up() -> None:
     refused(r"a host that trains a head by gradient; got random_guess-v0\. Choose another", host="random_guess")
     refused(r"a host that trains a head by gradient; got lingocl-v0\. Choose another", host="lingocl")
-    refused(r"a method that trains a head; got simplecil-v0, which has none here\. Choose another", host="simplecil")
-    refused(r"leaves the head's rows to another; got slca-v0, whose alignment trains them", host="slca")
+    refused(r"a host that trains a head by gradient; got simplecil-v0\. Choose another", host="simplecil")
+    refused(r"leaves given vectors as they are; got slca-v0, which aligns the head's rows after each", host="slca")
     refused(r"Expected a backbone that reads texts for 'zero_shot'; got 'embedded/tiny-vit'", host="zero_shot")
 
 
