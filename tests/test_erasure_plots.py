@@ -30,7 +30,7 @@ DISTANCES: list[tuple[str, dict[str, tuple[float, float]]]] = [
 
 def words(figure: Figure) -> set[str]:
     FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
-    return {text.get_text() for text in figure.findobj(Text) if text.get_text()}  # type: ignore[attr-defined]
+    return {text.get_text() for text in figure.findobj(Text) if text.get_text()}
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,9 @@ def test_references_are_drawn_from_the_request_on() -> None:
     assert [line.get_xdata().tolist() for line in dashed] == [[2, 3, 4]] * 2  # type: ignore[union-attr]
     assert np.allclose(dashed[0].get_ydata(), [30, 30, 30])
     (band, _) = (part for part in axes.collections if isinstance(part, PolyCollection))
-    at_request = [y for x, y in band.get_paths()[0].vertices if x == 2]  # type: ignore[union-attr]
-    assert (min(at_request), max(at_request)) == pytest.approx((20, 40))
+    corners = np.asarray(band.get_paths()[0].vertices)
+    at_request = corners[corners[:, 0] == 2, 1]
+    assert (at_request.min(), at_request.max()) == pytest.approx((20, 40))
 
 
 def test_requests_are_marked_before_their_point_and_share_a_mark() -> None:
