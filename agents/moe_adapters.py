@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.attention import Block, text_blocks, vision_blocks
 from clgym.errors import SettingError
-from clgym.events import TaskStart
+from clgym.events import Array, TaskStart
 from clgym.learner import Learner, Prompts, learning_rate
 
 SCALE = 0.1  # of what the experts say
@@ -200,7 +200,7 @@ class MoEAdapters(Learner):
         threshold: Largest error of an auto-encoder on an image of its task, as a multiple of its mean in training.
         code: Numbers that an auto-encoder squeezes a feature into; ``None`` is 100 on a real model and 8 on the tiny
             CLIP, whose features have 64: an auto-encoder that can copy every image knows none.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-4 on the tiny CLIP.
         label_smoothing: Of the cross-entropy.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -243,7 +243,7 @@ class MoEAdapters(Learner):
         """Put experts beside the blocks; they say nothing yet."""
         super().__init__(
             setup,
-            lr=learning_rate(lr, setup, real=1e-3, tiny=5e-3),
+            lr=learning_rate(lr, setup, real=1e-3, tiny=5e-4),
             warmup=0.1,
             label_smoothing=label_smoothing,
             ensemble=ensemble,
@@ -326,6 +326,17 @@ class MoEAdapters(Learner):
         """Fix the experts that the task has used most."""
         for experts in self.experts:
             experts.freeze()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features of images, by the routers of the task that knows each unless routes are set."""
+        if not self.tasks or self.routes is not None:
+            return super().encode(images)
+        with self.routed(self.selector(self.clip.encode_images(images), self.threshold)):
+            return super().encode(images)
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return none: the mixture depends on the input."""
+        return None
 
     def answering_logits(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Return logits ``(B, C)``: image and texts by the routers of the task that knows the image, or by CLIP."""

@@ -88,15 +88,14 @@ class Learner(Agent):
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
         self.backbone = load_backbone(setup.backbone, self.device)
-        self.scale, self.head = 1.0, None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
-        if setup.reads_text:
-            self.scale = math.exp(self.clip.logit_scale)
+        self.scale = math.exp(self.clip.logit_scale) if setup.reads_text else 1.0
+        self.head = None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
         self.lora: LoRASet | None = None
         self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
-        self.head_share, self.text_trains = 1.0, False
+        self.head_share, self.text_trains, self.moves_rows = 1.0, False, False  # rows: also outside of a task
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
 
     @property
@@ -180,10 +179,10 @@ class Learner(Agent):
         return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
+        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, width)`` applied."""
         if self.head is None:
             return self.scale * features @ rows.T
-        return F.linear(features, rows[:, :-1], rows[:, -1])
+        return self.head.classify(features, rows)
 
     def begin_task(self, event: TaskStart) -> None:
         """Build the task's optimizer over what :meth:`begin` returns and the head."""
@@ -201,7 +200,7 @@ class Learner(Agent):
         self.step, self.steps, self.optimizer = 0, max(steps, 1), None
         groups = [{"params": list(parameters), "share": 1.0}]
         if self.head is not None and len(self.head):
-            groups.append({"params": list(self.head.blocks), "share": self.head_share})
+            groups.append({"params": self.head.trained(), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
             self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -313,7 +312,7 @@ class Learner(Agent):
         return self._texts[prompts, ensemble]
 
     def fresh_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
-        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, d + 1)``."""
+        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, width)``."""
         if self.head is not None:
             return self.head.rows(_names(prompts))
         return self.clip.class_features(prompts, ensemble)
