@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from clgym.agent import AgentSpec, Setup
@@ -73,4 +74,5 @@ class FDR(Eraser):
     def distance(self, images: Tensor) -> Tensor:
         """Return how far the logits are from what they were, in the Euclidean norm, averaged over images."""
         then = self.classify(self.before(images), self.rows)
-        return (self.logits(images, self.rows) - then).norm(dim=1).mean()
+        apart: Tensor = torch.linalg.vector_norm(self.logits(images, self.rows) - then, dim=1)  # (B,)
+        return apart.mean()

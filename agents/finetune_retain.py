@@ -16,7 +16,7 @@ class FinetuneRetain(Eraser):
 
     Args:
         setup: What is known of the stream.
-        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 1e-3 on a tiny one.
+        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 3e-3 on a tiny one.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW in tasks; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -44,7 +44,7 @@ class FinetuneRetain(Eraser):
     ) -> None:
         """Start without a request."""
         super().__init__(
-            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=1e-3), r=r, lr=lr, ensemble=ensemble
+            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=3e-3), r=r, lr=lr, ensemble=ensemble
         )
 
     def erasure_loss(self, forget: Batch | None, retain: Batch | None) -> Tensor | None:

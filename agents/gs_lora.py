@@ -25,10 +25,10 @@ class GSLoRA(Eraser):
         setup: What is known of the stream.
         beta: Weight of the forgetting term.
         bound: Cross-entropy, in nats, at which it ends; ``None`` is 105 on a real model and 10 on a tiny one.
-        alpha: Strength of the group penalty; ``None`` is 1e-4 as a loss and 1 as a threshold.
+        alpha: Strength of the group penalty; ``None`` is 1e-4 as a loss and 20 as a threshold.
         dense_share: Share of a phase's steps before the penalty begins.
         penalty: ``"loss"``: as in the paper, where groups get small but not zero; ``"proximal"``: the group threshold.
-        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 1e-3 on a tiny one.
+        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 5e-3 on a tiny one.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW in tasks; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -66,7 +66,7 @@ class GSLoRA(Eraser):
         ensemble: bool = True,
     ) -> None:
         """Group the adapters by block."""
-        rate = learning_rate(erase_lr, setup, real=1e-3, tiny=1e-3)
+        rate = learning_rate(erase_lr, setup, real=1e-3, tiny=5e-3)
         super().__init__(setup, erase_lr=rate, erase_decay=0.05, layers=FFN, r=r, lr=lr, ensemble=ensemble)
         self.beta, self.bound = beta, learning_rate(bound, setup, real=105.0, tiny=10.0)
         if beta < 0 or self.bound <= 0:
@@ -74,7 +74,7 @@ class GSLoRA(Eraser):
                 f"Expected beta of 0 or more and bound above 0; got {beta} and {self.bound}. The paper has 0.2 and 105."
             )
         assert self.lora is not None
-        strength = (1e-4 if penalty == "loss" else 1.0) if alpha is None else alpha
+        strength = (1e-4 if penalty == "loss" else 20.0) if alpha is None else alpha
         self.groups = GroupSparsity(self.lora, self.trained, alpha=strength, dense_share=dense_share, penalty=penalty)
         self.zero_groups: list[int] = []
 

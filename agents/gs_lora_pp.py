@@ -27,13 +27,14 @@ class GSLoRAPP(Eraser):
         setup: What is known of the stream.
         push: Weight of the distance of samples to forget from their prototypes.
         push_bound: Divergence, in nats, at which it ends; ``None`` is 18 on a real model and 3 on a tiny one.
-        pull: Weight of the distance of retained samples from theirs; the paper's scripts have 0.
+        pull: Weight of the distance of retained samples from theirs; ``None`` is 0 on a real model, as in the paper's
+            scripts, and 1 on a tiny one.
         beta: Weight of the forgetting term.
         bound: Cross-entropy, in nats, at which it ends; ``None`` is 105 on a real model and 10 on a tiny one.
-        alpha: Strength of the group penalty; ``None`` is 1e-4 as a loss and 1 as a threshold.
+        alpha: Strength of the group penalty; ``None`` is 1e-4 as a loss and 20 as a threshold.
         dense_share: Share of a phase's steps before the penalty begins.
         penalty: ``"loss"``: as in the paper, where groups get small but not zero; ``"proximal"``: the group threshold.
-        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 3e-3 on a tiny one.
+        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 5e-3 on a tiny one.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW in tasks; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -54,7 +55,8 @@ class GSLoRAPP(Eraser):
             "which else is flat. Adapters are not scaled by 1/8, and the learning rate is an eighth of the code's 1e-2 "
             "instead. One weight for all requests, where the scripts tune them for each. The running mean of the "
             "weights, which the code only evaluates, is left out. The learning rate falls to 0, not to 1e-5. On a tiny "
-            "model bounds are lower and the learning rate is higher. penalty='proximal' is not the paper's."
+            "model bounds are lower, the learning rate is higher, and retained samples are pulled too. "
+            "penalty='proximal' is not the paper's."
         ),
     )
 
@@ -64,7 +66,7 @@ class GSLoRAPP(Eraser):
         *,
         push: float = 0.05,
         push_bound: float | None = None,
-        pull: float = 0.0,
+        pull: float | None = None,
         beta: float = 0.2,
         bound: float | None = None,
         alpha: float | None = None,
@@ -76,18 +78,19 @@ class GSLoRAPP(Eraser):
         ensemble: bool = True,
     ) -> None:
         """Group the adapters by block."""
-        rate = learning_rate(erase_lr, setup, real=1e-3, tiny=3e-3)
+        rate = learning_rate(erase_lr, setup, real=1e-3, tiny=5e-3)
         super().__init__(setup, erase_lr=rate, erase_decay=0.05, layers=FFN, r=r, lr=lr, ensemble=ensemble)
-        self.push, self.pull, self.beta = push, pull, beta
+        self.push, self.beta = push, beta
+        self.pull = learning_rate(pull, setup, real=0.0, tiny=1.0)
         self.push_bound = learning_rate(push_bound, setup, real=18.0, tiny=3.0)
         self.bound = learning_rate(bound, setup, real=105.0, tiny=10.0)
-        if min(push, pull, beta) < 0 or min(self.bound, self.push_bound) <= 0:
+        if min(push, self.pull, beta) < 0 or min(self.bound, self.push_bound) <= 0:
             raise SettingError(
-                f"Expected push, pull and beta of 0 or more and bounds above 0; got {push}, {pull}, {beta}, "
+                f"Expected push, pull and beta of 0 or more and bounds above 0; got {push}, {self.pull}, {beta}, "
                 f"{self.bound} and {self.push_bound}. The paper has 0.05, 0, 0.2, 105 and 18."
             )
         assert self.lora is not None
-        strength = (1e-4 if penalty == "loss" else 1.0) if alpha is None else alpha
+        strength = (1e-4 if penalty == "loss" else 20.0) if alpha is None else alpha
         self.groups = GroupSparsity(self.lora, self.trained, alpha=strength, dense_share=dense_share, penalty=penalty)
         self.zero_groups: list[int] = []
         self._start_prototypes(0)

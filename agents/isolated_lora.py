@@ -129,7 +129,7 @@ class IsolatedLoRA(Learner):
             ]
             if kept and len(self.left) and event.retain is not None:
                 self.erasing.teaching = True
-                classes, prompts = (tuple(values[c] for c in kept) for values in (event.classes, event.prompts))
+                classes, prompts = tuple(event.classes[c] for c in kept), tuple(event.prompts[c] for c in kept)
                 self.begin_task(TaskStart(None, "", "", classes, prompts, len(self.left), event.steps))
         if self.erasing.teaching and event.retain is not None:
             self._relearn(event, event.retain)
@@ -222,7 +222,8 @@ class IsolatedLoRA(Learner):
             rows = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
             with torch.no_grad():
                 for name, block in self.head.state().items():
-                    block.copy_(rows[name]) if name in rows else None
+                    if name in rows:
+                        block.copy_(rows[name])
             if not rows:
                 self.head = GrowingHead(self.backbone.embed_dim, self.device)
         self.units = [

@@ -24,7 +24,7 @@ class LIRF(Eraser):
         push: Weight of the squared distance, 0 or more.
         keep: Weight of the distillation, 0 or more.
         temperature: Of the distillation.
-        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 1e-3 on a tiny one.
+        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 3e-3 on a tiny one.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW in tasks; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -60,7 +60,7 @@ class LIRF(Eraser):
     ) -> None:
         """Start without a request."""
         super().__init__(
-            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=1e-3), r=r, lr=lr, ensemble=ensemble
+            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=3e-3), r=r, lr=lr, ensemble=ensemble
         )
         if push < 0 or keep < 0 or temperature <= 0:
             raise SettingError(

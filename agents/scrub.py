@@ -24,7 +24,7 @@ class SCRUB(Eraser):
         gamma: Weight of the cross-entropy of retained samples.
         temperature: ``T``, of both distributions.
         ascent: Share of a phase's steps in the first part.
-        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 1e-3 on a tiny one.
+        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 1e-2 on a tiny one.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW in tasks; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -61,7 +61,7 @@ class SCRUB(Eraser):
     ) -> None:
         """Start without a request."""
         super().__init__(
-            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=1e-3), r=r, lr=lr, ensemble=ensemble
+            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=1e-2), r=r, lr=lr, ensemble=ensemble
         )
         if alpha < 0 or gamma < 0 or temperature <= 0 or not 0 <= ascent <= 1:
             raise SettingError(

@@ -79,8 +79,8 @@ class Asked:
         **settings: Its settings.
     """
 
-    classes = ("cat", "dog", "eel", "fox")
-    prompts = tuple((f"a photo of a {name}.",) for name in classes)
+    classes: tuple[str, ...] = ("cat", "dog", "eel", "fox")
+    prompts: tuple[tuple[str, ...], ...] = tuple((f"a photo of a {name}.",) for name in classes)
 
     def __init__(self, agent: str, backbone: str = EMBEDDED_VIT, **settings: Any) -> None:
         self.setup = Setup("image", (32, 32, 3), backbone, device="cpu")
