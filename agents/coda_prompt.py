@@ -33,7 +33,7 @@ class CODAPrompt(Learner):
         length: Keys and values of a prompt, an even number; ``None`` is 8 on a real model and 4 on the tiny ones.
         blocks: Prompted blocks, from the first on; ``None`` is five twelfths, five of twelve.
         ortho: Weight of the penalty.
-        lr: Peak learning rate of Adam; ``None`` is 1e-3 on a real model and 5e-3 on the tiny ones.
+        lr: Peak learning rate of Adam; ``None`` is 1e-3 on a real model and on the tiny CLIP, 5e-3 on the tiny ViT.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -69,7 +69,8 @@ class CODAPrompt(Learner):
         ensemble: bool = True,
     ) -> None:
         """Start without components."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=5e-3), ensemble=ensemble)
+        rate = learning_rate(lr, setup, real=1e-3, tiny=1e-3 if setup.reads_text else 5e-3)
+        super().__init__(setup, lr=rate, ensemble=ensemble)
         tiny = setup.backbone.startswith("embedded/")
         count = (5 if tiny else 10) if components is None else components
         size = (4 if tiny else 8) if length is None else length

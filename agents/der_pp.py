@@ -31,7 +31,7 @@ class DERPlusPlus(Learner):
         alpha: Weight of the squared distance to the stored logits.
         beta: Weight of the stored labels' cross-entropy; 0 is DER.
         r: Rank of every adapter.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 2e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -64,7 +64,7 @@ class DERPlusPlus(Learner):
         ensemble: bool = True,
     ) -> None:
         """Start with an empty memory."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=2e-3), ensemble=ensemble)
         if size < 1 or min(alpha, beta) < 0:
             raise SettingError(
                 f"Expected size of 1 or more, and alpha and beta of 0 or more; got {size}, {alpha} and {beta}. "

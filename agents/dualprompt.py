@@ -31,7 +31,8 @@ class DualPrompt(Learner):
         general_blocks: Blocks with general prompts; ``None`` is a sixth of all, two of twelve.
         expert_blocks: Blocks with expert prompts, behind the general ones; ``None`` is a quarter, three of twelve.
         pull: Weight of the cosine.
-        lr: Learning rate of Adam, constant; ``None`` is 2.5e-3 on a real model and 5e-3 on the tiny ones.
+        lr: Learning rate of Adam, constant; ``None`` is 2.5e-3 on a real model and 5e-3 on the tiny ViT and 1e-3 on
+            the tiny CLIP.
         clip: Largest norm of the gradient.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -69,7 +70,8 @@ class DualPrompt(Learner):
         ensemble: bool = True,
     ) -> None:
         """Draw the general prompt and the first expert prompt."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=2.5e-3, tiny=5e-3), ensemble=ensemble)
+        rate = learning_rate(lr, setup, real=2.5e-3, tiny=1e-3 if setup.reads_text else 5e-3)
+        super().__init__(setup, lr=rate, ensemble=ensemble)
         lengths = (1, 4) if setup.backbone.startswith("embedded/") else (5, 20)
         first = lengths[0] if general_length is None else general_length
         second = lengths[1] if expert_length is None else expert_length

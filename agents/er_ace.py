@@ -30,7 +30,7 @@ class ERACE(Learner):
         size: Samples held in the memory.
         weight: Weight of the replayed batch's loss.
         r: Rank of every adapter.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 2e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -63,7 +63,7 @@ class ERACE(Learner):
         ensemble: bool = True,
     ) -> None:
         """Start with an empty memory."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=2e-3), ensemble=ensemble)
         if size < 1 or weight < 0:
             raise SettingError(
                 f"Expected size of 1 or more and weight of 0 or more; got {size} and {weight}. Try 200 and 1."

@@ -130,7 +130,8 @@ class InfLoRA(Learner):
             shares were chosen; or ``"inputs"``: the eigenvalues, as in GPM, which fills the memory sooner.
         layers: Which linear layers of every block are adapted; those of one block's attention share their inputs.
         targets: Which encoders are adapted: ``"vision"``, ``"text"`` or ``"all"``.
-        lr: Peak learning rate of AdamW; ``None`` is 5e-4 on a real model and 2e-3 on the tiny ones.
+        lr: Peak learning rate of AdamW; ``None`` is 5e-4 on a real model, 2e-3 on the tiny ViT and 5e-4 on the
+            tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -168,7 +169,8 @@ class InfLoRA(Learner):
         ensemble: bool = True,
     ) -> None:
         """Put branches on the backbone; the memory is empty."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=5e-4, tiny=2e-3), ensemble=ensemble)
+        rate = learning_rate(lr, setup, real=5e-4, tiny=5e-4 if setup.reads_text else 2e-3)
+        super().__init__(setup, lr=rate, ensemble=ensemble)
         if not 0 <= energy <= energy_end <= 1 or tasks < 1 or not 0 < share <= 0.5:
             raise SettingError(
                 f"Expected 0 <= energy <= energy_end <= 1, tasks of 1 or more and share in (0, 0.5]; got {energy}, "

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.attention import Block, text_blocks, vision_blocks
 from clgym.errors import SettingError
-from clgym.events import TaskStart
+from clgym.events import Array, TaskStart
 from clgym.learner import Learner, Prompts, learning_rate
 
 SCALE = 0.1  # of what the experts say
-CODE = 100  # numbers that an auto-encoder squeezes a feature into
 CODE_LR = 3e-3
 MEMORY = 0.95  # of the running mean of an auto-encoder's error; the last twenty batches or so
 
@@ -199,7 +198,9 @@ class MoEAdapters(Learner):
             rather than 768.
         top_k: Experts that are mixed, and that are fixed after a task.
         threshold: Largest error of an auto-encoder on an image of its task, as a multiple of its mean in training.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-3 on the tiny CLIP.
+        code: Numbers that an auto-encoder squeezes a feature into; ``None`` is 100 on a real model and 8 on the tiny
+            CLIP, whose features have 64: an auto-encoder that can copy every image knows none.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-4 on the tiny CLIP.
         label_smoothing: Of the cross-entropy.
         ensemble: Average a class's text features over all its templates when answering.
 
@@ -234,6 +235,7 @@ class MoEAdapters(Learner):
         width: int | None = None,
         top_k: int = 2,
         threshold: float = 2.0,
+        code: int | None = None,
         lr: float | None = None,
         label_smoothing: float = 0.2,
         ensemble: bool = True,
@@ -241,17 +243,18 @@ class MoEAdapters(Learner):
         """Put experts beside the blocks; they say nothing yet."""
         super().__init__(
             setup,
-            lr=learning_rate(lr, setup, real=1e-3, tiny=5e-3),
+            lr=learning_rate(lr, setup, real=1e-3, tiny=5e-4),
             warmup=0.1,
             label_smoothing=label_smoothing,
             ensemble=ensemble,
         )
-        if width is None:
-            width = 8 if setup.backbone.startswith("embedded/") else 64
-        if not 1 <= top_k <= experts or width < 1 or threshold < 0:
+        tiny = setup.backbone.startswith("embedded/")
+        width = (8 if tiny else 64) if width is None else width
+        code = (8 if tiny else 100) if code is None else code
+        if not 1 <= top_k <= experts or min(width, code) < 1 or threshold < 0:
             raise SettingError(
-                f"Expected top_k from 1 to experts, width of 1 or more and threshold of 0 or more; got {top_k} of "
-                f"{experts}, {width} and {threshold}. The paper has 2 of 22 and 64."
+                f"Expected top_k from 1 to experts, width and code of 1 or more and threshold of 0 or more; got "
+                f"{top_k} of {experts}, {width}, {code} and {threshold}. The paper has 2 of 22, 64 and 100."
             )
         self.threshold, self.tasks, self.text_trains = threshold, 0, True
         self.routes: Tensor | None = None
@@ -262,7 +265,7 @@ class MoEAdapters(Learner):
             made.reset(self.generator)
             self._put_beside(block, made)
             self.experts.append(made)
-        self.selector = Selector(self.clip.embed_dim, CODE, self.device)
+        self.selector = Selector(self.clip.embed_dim, code, self.device)
         self.parts = nn.ModuleDict({"experts": nn.ModuleList(self.experts), "selector": self.selector})
         self._rows: dict[tuple[Prompts, int], Tensor] = {}
 
@@ -323,6 +326,17 @@ class MoEAdapters(Learner):
         """Fix the experts that the task has used most."""
         for experts in self.experts:
             experts.freeze()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the features of images, by the routers of the task that knows each unless routes are set."""
+        if not self.tasks or self.routes is not None:
+            return super().encode(images)
+        with self.routed(self.selector(self.clip.encode_images(images), self.threshold)):
+            return super().encode(images)
+
+    def matrices(self) -> Iterator[Array] | None:
+        """Return none: the mixture depends on the input."""
+        return None
 
     def answering_logits(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Return logits ``(B, C)``: image and texts by the routers of the task that knows the image, or by CLIP."""

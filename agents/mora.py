@@ -65,11 +65,7 @@ class ExpertLinear(nn.Module):
 
 def add_experts(lora: LoRASet, topk: int, temperature: float, delta: float) -> dict[str, ExpertLinear]:
     """Put an :class:`ExpertLinear` in the place of each adapted layer, and return them by name."""
-    made = {name: ExpertLinear(layer, topk, temperature, delta) for name, layer in lora.layers}
-    for name, layer in made.items():
-        parent, _, last = name.rpartition(".")
-        setattr(lora.model.get_submodule(parent), last, layer)
-    return made
+    return lora.replace(lambda layer: ExpertLinear(layer, topk, temperature, delta))
 
 
 class MoRA(Learner):

@@ -28,7 +28,7 @@ class Replay(Learner):
         size: Samples held in the memory.
         weight: Weight of the replayed batch's loss.
         r: Rank of every adapter.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 2e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -58,7 +58,7 @@ class Replay(Learner):
         ensemble: bool = True,
     ) -> None:
         """Start with an empty memory."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=2e-3), ensemble=ensemble)
         if size < 1:
             raise SettingError(f"Expected size of 1 or more; got {size}. For no replay take sequential_lora.")
         self.weight = weight

@@ -21,7 +21,7 @@ class SequentialLoRA(Learner):
         setup: What is known of the stream.
         r: Rank of every adapter.
         alpha: The update is multiplied by ``alpha / r``; 0 means by 1, as in CoDyRA's baseline.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-4 on the tiny CLIP.
         label_smoothing: Of the cross-entropy.
         targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
         ensemble: Average a class's text features over all its templates when answering.
@@ -48,7 +48,7 @@ class SequentialLoRA(Learner):
     ) -> None:
         """Put fresh adapters on the backbone; they change nothing yet."""
         super().__init__(
-            setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), label_smoothing=label_smoothing, ensemble=ensemble
+            setup, lr=learning_rate(lr, setup, real=1e-3, tiny=5e-4), label_smoothing=label_smoothing, ensemble=ensemble
         )
         self.lora = self.adapt(r=r, alpha=alpha, targets=targets)
 

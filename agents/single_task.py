@@ -28,7 +28,7 @@ class SingleTask(Learner):
     Args:
         setup: What is known of the stream.
         r: Rank of every adapter.
-        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 1e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 1e-3 on a real model and 5e-4 on the tiny CLIP.
         targets: Which encoders are adapted: ``"all"``, ``"vision"`` or ``"text"``.
         ensemble: Average a class's text features over all its templates when answering.
     """
@@ -51,7 +51,7 @@ class SingleTask(Learner):
         ensemble: bool = True,
     ) -> None:
         """Put fresh adapters on the backbone; they change nothing yet."""
-        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=1e-3), ensemble=ensemble)
+        super().__init__(setup, lr=learning_rate(lr, setup, real=1e-3, tiny=5e-4), ensemble=ensemble)
         self.lora = self.adapt(r=r, targets=targets)
         self.kept: list[Kept] = []
 
@@ -99,7 +99,7 @@ class SingleTask(Learner):
         self._text_changed()
 
     def _empty_head(self) -> GrowingHead | None:
-        return None if self.setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
+        return None if self.head is None else self.head.empty()
 
     def footprint(self) -> Footprint:
         """Count an adapter per task as kept, and one of them at inference."""
@@ -132,6 +132,7 @@ class SingleTask(Learner):
         for i, groups in enumerate(state["kept"]):
             adapter, head = state[f"tensor.kept.{i}.adapter"].to(self.device, copy=True), self._empty_head()
             if head is not None:
-                names = [f"block.{block}" for block in range(len(groups))]
-                head.restore(groups, {name: state[f"tensor.kept.{i}.head.{name}"] for name in names})
+                mine = f"tensor.kept.{i}.head."
+                rows = {name.removeprefix(mine): value for name, value in state.items() if name.startswith(mine)}
+                head.restore(groups, rows)
             self.kept.append((adapter, head))

@@ -43,7 +43,8 @@ class SLCA(Learner):
             of the newest by 1, and linearly between, as in the released code.
         share: Share of a task's last steps whose features make the Gaussians, in (0, 1].
         targets: Which encoders are trained: ``"all"``, ``"vision"`` or ``"text"``.
-        lr: Peak learning rate of AdamW for the head; ``None`` is 1e-3 on a real model and 1e-2 on the tiny ones.
+        lr: Peak learning rate of AdamW for the head; ``None`` is 1e-3 on a real model, 1e-2 on the tiny ViT and
+            1e-3 on the tiny CLIP.
         ensemble: Average a class's text features over all its templates when answering.
 
     Raises:
@@ -78,7 +79,7 @@ class SLCA(Learner):
         ensemble: bool = True,
     ) -> None:
         """Free the encoders; no class is known yet."""
-        rate = learning_rate(lr, setup, real=1e-3, tiny=1e-2)
+        rate = learning_rate(lr, setup, real=1e-3, tiny=1e-3 if setup.reads_text else 1e-2)
         if min(slow, align_lr) <= 0 or min(epochs, temperature) < 0 or not 0 <= shrink < 1 or not 0 < share <= 1:
             raise SettingError(
                 "Expected slow and align_lr above 0, epochs and temperature of 0 or more, shrink in [0, 1) and share "
@@ -86,7 +87,7 @@ class SLCA(Learner):
                 "0.01, 5, 0.1, 0.1 and all."
             )
         super().__init__(setup, lr=rate * slow, ensemble=ensemble)
-        self.head_share = 1 / slow
+        self.head_share, self.moves_rows = 1 / slow, True
         self.epochs, self.temperature, self.align_lr = epochs, temperature, align_lr
         self.shrink, self.share = shrink, share
         self.weights = tune_encoders(self.backbone.model, targets)

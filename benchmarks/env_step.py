@@ -51,7 +51,8 @@ def step_microseconds() -> float:
     """Return microseconds of one ``env.step`` of the trivial stream, through ``gymnasium.make``."""
     from clgym.env import ContinualEnv
 
-    gymnasium.register("clgym/Trivial-v0", entry_point=lambda **_: ContinualEnv(Trivial()))
+    if "clgym/Trivial-v0" not in gymnasium.registry:
+        gymnasium.register("clgym/Trivial-v0", entry_point=lambda **_: ContinualEnv(Trivial()))
     env = gymnasium.make("clgym/Trivial-v0", disable_env_checker=True)
     event, _ = env.reset(seed=0)
     while not isinstance(event, Train):

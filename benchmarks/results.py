@@ -1,8 +1,9 @@
-"""Plays a sweep and writes a page of its tables, ladders, pictures and circumstances.
+"""Plays sweeps and writes a page of their tables, ladders, pictures and circumstances.
 
-All arguments but ``--page`` and ``--title`` are those of ``clgym sweep``; finished runs are not played again.
+All arguments but ``--page`` and ``--title`` are those of ``clgym sweep``; a lone ``+`` begins the next sweep and
+a section of its own. Finished runs are not played again.
 
-    python benchmarks/results.py CLIP-MTIL-v0 --agents all --seeds 0-2 --ladder lr=5e-4,1e-3,2e-3 --page docs/results.md
+    python benchmarks/results.py --page docs/results.md CLIP-MTIL-v0 --agents all --seeds 0-2 --ladder lr=5e-4,1e-3,2e-3
 """
 
 from __future__ import annotations
@@ -28,19 +29,40 @@ def main() -> int:
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--title", default="Results")
     chosen, words = parser.parse_known_args()
-    command = [sys.executable, "-m", "clgym", "sweep", *words, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        print(done.stdout)
-        return done.returncode
-    found = json.loads(done.stdout)
-    records = [RunRecord.load(Path(cell["folder"])) for cell in found["cells"]]
-    lines = [f"# {chosen.title}", "", *introduction(found, records, words), "", markdown(summarise(records)), ""]
-    lines += [*ladders(found["ladders"]), *pictures(records, chosen.page)]
+    lines = [f"# {chosen.title}", ""]
+    for number, sweep in enumerate(split(words), start=1):
+        command = [sys.executable, "-m", "clgym", "sweep", *sweep, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(done.stdout)
+            return done.returncode
+        lines += section(json.loads(done.stdout), sweep, chosen.page, number)
     notes = chosen.page.with_name(f"{chosen.page.stem}_notes.md")
     lines += [notes.read_text(encoding="utf-8")] if notes.exists() else []
     write_atomic(chosen.page, "\n".join(lines).rstrip().encode() + b"\n")
     return 0
+
+
+def split(words: list[str]) -> list[list[str]]:
+    """Return the words of each sweep.
+
+    >>> split(["A", "--seeds", "0", "+", "B"])
+    [['A', '--seeds', '0'], ['B']]
+    """
+    sweeps: list[list[str]] = [[]]
+    for word in words:
+        if word == "+":
+            sweeps.append([])
+        else:
+            sweeps[-1].append(word)
+    return sweeps
+
+
+def section(found: dict[str, Any], words: list[str], page: Path, number: int) -> list[str]:
+    """Return the lines of one sweep; stability is drawn against plasticity where there are several seeds."""
+    records = [RunRecord.load(Path(cell["folder"])) for cell in found["cells"]]
+    lines = [*introduction(found, records, words), "", markdown(summarise(records)), "", *ladders(found["ladders"])]
+    return lines + (pictures(records, page, number) if len({r.seed for r in records}) > 1 else [])
 
 
 def introduction(found: dict[str, Any], records: list[RunRecord], words: list[str]) -> list[str]:
@@ -94,15 +116,15 @@ def _words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def pictures(records: list[RunRecord], page: Path) -> list[str]:
+def pictures(records: list[RunRecord], page: Path, section: int) -> list[str]:
     """Draw stability against plasticity for each table, beside the page; return the lines that show it."""
     tables: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         tables.setdefault(table_key(record), []).append(record)
     lines = []
-    for number, group in enumerate(tables.values()):
+    for number, group in enumerate(tables.values(), start=section):
         title = named(group[0].scenario, {"source": group[0].source, **group[0].scenario_settings})
-        path = Path("img") / f"{page.stem}_{number + 1}.png"
+        path = Path("img") / f"{page.stem}_{number}.png"
         write_atomic(page.parent / path, png_bytes(scatter_figure(stability_plasticity(group), title)))
         lines += [f"![Stability against plasticity on {title}]({path.as_posix()})", ""]
     return lines

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from clgym.errors import UnsupportedEventError
@@ -50,6 +50,8 @@ class AgentSpec:
         stores_samples: Whether training samples survive their event.
         needs_task_id: Whether a query must say its task.
         needs_text: Whether the backbone must read texts, as CLIP does and a plain vision transformer does not.
+        needs_head: Whether it must not: classes have to be rows of a head, and on CLIP they are texts.
+        wraps: Name of the setting that names the agent it wraps, or ``""``; ``<wraps>.<name>`` is a setting of that.
         mergeable: Whether inference costs no more than the backbone's.
     """
 
@@ -63,6 +65,8 @@ class AgentSpec:
     stores_samples: bool = False
     needs_task_id: bool = False
     needs_text: bool = False
+    needs_head: bool = False
+    wraps: str = ""
     mergeable: bool = True
 
 
@@ -77,6 +81,7 @@ class Setup:
         seed: Fixes the agent's own randomness.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"fp32"``, or ``"bf16"`` for mixed precision.
+        build: Builds the agent that a wrapper wraps, by id, for the same stream; ``None`` is for nobody's wrapper.
     """
 
     modality: str
@@ -85,6 +90,7 @@ class Setup:
     seed: int = 0
     device: str = "auto"
     precision: str = "fp32"
+    build: Callable[[str], Agent] | None = field(default=None, compare=False, repr=False)
 
     @property
     def reads_text(self) -> bool:

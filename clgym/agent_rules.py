@@ -18,6 +18,7 @@ from clgym.agent import Agent, AgentSpec, Setup
 from clgym.env import ContinualEnv
 from clgym.errors import UnsupportedEventError
 from clgym.events import Event, Query, TaskEnd, Train
+from clgym.registry import wrapping
 from clgym.scenario_rules import fault_of_settings, fault_of_spec, walk
 
 QUESTIONS = 8  # questions of a query that an agent is asked again and again
@@ -39,7 +40,8 @@ class Trial:
     def fresh(self) -> Agent:
         """Build the agent anew, from the same seed."""
         about = self.env.scenario
-        return self.kind(Setup(about.spec.modality, about.shape, about.backbone, 0, self.device))
+        setup = Setup(about.spec.modality, about.shape, about.backbone, 0, self.device)
+        return self.kind(wrapping(setup, {}))
 
     @cached_property
     def events(self) -> list[Event]:

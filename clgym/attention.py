@@ -92,7 +92,10 @@ class UnfoldedAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return ``softmax(q k^T / sqrt(d) + mask) v``, ``(B, heads, L, d)``; short ones form the weights to train on CPU."""
+    """Return ``softmax(q k^T / sqrt(d) + mask) v``, ``(B, heads, L, d)``.
+
+    To train on CPU, the weights of a short sequence are formed.
+    """
     if q.is_cuda or k.shape[2] > SHORT or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)

@@ -68,9 +68,12 @@ class Audit:
 
     @property
     def ratio(self) -> float:
-        """Steps to relearn over the reference's; 1 is ideal, less means that something was left."""
+        """Steps to relearn over the reference's; 1 is ideal, less means that something was left.
+
+        Where both need the same it is 1, also if neither needs a step; a reference that needs none counts as one step.
+        """
         mine, other = self.steps
-        return max(mine, 1) / max(other, 1)
+        return 1.0 if mine == other else mine / max(other, 1)
 
     @property
     def failed(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clgym.backend import facts, register, uses_kernel
+from clgym.backend import register, uses_kernel
 from clgym.errors import SettingError
 from clgym.lowrank import computing
 
@@ -207,11 +207,3 @@ _backward: Any = register(
     _backward_impl,
     _backward_fake,
 )
-
-
-@facts("batched_lora")
-def _facts(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, *_: Any, **__: Any
-) -> tuple[Tensor, int, torch.dtype]:
-    with computing(x) as dtype:
-        return x, A.shape[1], dtype

@@ -126,7 +126,7 @@ def _rows(array: Array, length: int) -> Array | None:
     parts = [
         np.moveaxis(array, axis, -1).reshape(-1, length) for axis in range(array.ndim) if array.shape[axis] == length
     ]
-    if array.ndim > 1 and array[0].size == length:
+    if array.ndim > 1 and array[0].size == length and length not in array.shape[1:]:
         parts.append(array.reshape(-1, length))
     return np.concatenate(parts).astype(np.float32) if parts else None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ Curves = Mapping[str, npt.NDArray[np.float64]]
 # What is drawn, in this order: name of the curve, its words and its colour.
 SETS = (("erased", "erased", COLOURS[1]), ("near", "neighbours", COLOURS[4]), ("tested", "retained", COLOURS[0]))
 GREY = "#8f8f8f"
+DASHES = (0, (3, 2))
+ACROSS = 3  # panels beside one another
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,26 @@ def stream_figure(panels: Sequence[Panel], title: str = "") -> Figure:
     from matplotlib.figure import Figure
 
     width = max(5.0, 0.62 * max(len(panel.points) for panel in panels) + 2.2)
-    figure = Figure(figsize=(min(width, 15), 3.3 * len(panels) + 1.2), layout="constrained")
-    for axes, panel in zip(np.atleast_1d(figure.subplots(len(panels), sharex=False)), panels, strict=True):
+    figure = Figure(figsize=(min(width, 15), 3.3 * len(panels) + 1.0), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _draw_panel(axes, panel)
-    axes = figure.axes[0]
-    handles = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    axes.legend(handles=handles, fontsize=8, loc="upper center", ncol=4, frameon=False, bbox_to_anchor=(0.5, 1.28))
+    drawn = {name for panel in panels for name in panel.curves}
+    compared = any(len(curve) > 1 for panel in panels for curve in panel.curves.values())
+    figure.legend(handles=_key(drawn, compared), loc="outside lower center", ncol=5, fontsize=8, frameon=False)
     head(figure, title)
     return figure
+
+
+def _key(drawn: Collection[str], compared: bool) -> list[Any]:
+    """Return what the legend shows: the sets, and how references are drawn."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    key = [Line2D([], [], color=c, marker="o", markersize=3.5, label=words) for n, words, c in SETS if n in drawn]
+    band = Patch(color=GREY, alpha=0.3, linewidth=0), Line2D([], [], color=GREY, linestyle=DASHES)
+    band[0].set_label("references' range")
+    band[1].set_label("and mean")
+    return [*key, *band] if compared else [*key]
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
@@ -75,28 +89,19 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             known = ~np.isnan(others).any(axis=0)
             low, high = others[:, known].min(axis=0), others[:, known].max(axis=0)
             axes.fill_between(x[known], low, high, color=colour, alpha=0.18, linewidth=0)
-            mean = others[:, known].mean(axis=0)
-            label = "references" if name == "erased" else "_references"
-            axes.plot(x[known], mean, color=colour, linewidth=1.2, linestyle=(0, (3, 2)), label=label)
-    for point, words in panel.marks:
-        mine = point == panel.at
-        axes.axvline(point - 0.5, color="black" if mine else GREY, linewidth=1.2 if mine else 0.8, zorder=1)
-        axes.annotate(
-            words,
-            (point - 0.5, 101),
-            xytext=(3, 0),
-            textcoords="offset points",
-            fontsize=7.5,
-            va="top",
-            color="black" if mine else GREY,
-            rotation=90,
-            parse_math=False,
-        )
-    axes.set(xlim=(-0.2, len(x) - 0.8), ylim=(0, 102), yticks=range(0, 101, 20), ylabel="accuracy, %")
+            axes.plot(x[known], others[:, known].mean(axis=0), color=colour, linewidth=1.2, linestyle=DASHES)
+    for point in sorted({point for point, _ in panel.marks}):
+        colour = "black" if point == panel.at else GREY
+        axes.axvline(point - 0.5, color=colour, linewidth=1.2 if point == panel.at else 0.8, zorder=1)
+        words = "\n".join(said for at, said in panel.marks if at == point)
+        axes.annotate(words, (point - 0.47, 104), fontsize=7.5, color=colour, va="bottom", parse_math=False)
+    most = max((sum(at == point for at, _ in panel.marks) for point, _ in panel.marks), default=0)
+    axes.set(xlim=(-0.2, len(x) - 0.8), ylim=(0, 104 + 7 * most), yticks=range(0, 101, 20), ylabel="accuracy, %")
     axes.set_xticks(x, panel.points, rotation=40, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
     axes.set_title(panel.title, fontsize=9, loc="left", parse_math=False)
     axes.grid(axis="y", color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", labelsize=8)
 
 
 def divergence_figure(
@@ -125,6 +130,7 @@ def divergence_figure(
         axes.set_title(column, fontsize=9, loc="left")
         axes.grid(axis="x", color="#e4e4e4")
         axes.set_axisbelow(True)
+        axes.tick_params(axis="x", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("grey: among references    colour: above it", fontsize=8, color="#555555")
     head(figure, title)
@@ -142,17 +148,27 @@ def relearn_figure(
         title: Heading.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(max(4.6, 3.4 * len(rows)), 3.4), layout="constrained")
-    parts = figure.subplots(1, len(rows), squeeze=False)[0]
-    for axes, (name, mine, other), goal in zip(parts, rows, target, strict=True):
-        axes.plot(100 * np.array(mine), color=COLOURS[1], linewidth=2, marker="o", markersize=3, label="the agent")
-        axes.plot(100 * np.array(other), color=GREY, linewidth=1.6, marker="o", markersize=3, label="a reference")
-        axes.axhline(100 * goal, color="black", linewidth=0.8, linestyle=(0, (3, 2)), label="relearned")
-        axes.set(ylim=(0, 102), xlabel="steps", ylabel="accuracy on the erased scope, %")
+    across, down = min(len(rows), ACROSS), -(-len(rows) // ACROSS)
+    figure = Figure(figsize=(max(4.6, 3.4 * across), 3.1 * down + 0.7), layout="constrained")
+    parts = figure.subplots(down, across, squeeze=False, sharey=True)
+    most = max(len(curve) for _, *curves in rows for curve in curves) - 1
+    for axes, (name, mine, other), goal in zip(parts.flat, rows, target, strict=False):
+        for curve, colour, label in ((other, GREY, "a reference"), (mine, COLOURS[1], "the agent")):
+            axes.plot(100 * np.array(curve), color=colour, linewidth=2, marker="o", markersize=3.5, label=label)
+        axes.axhline(100 * goal, color="black", linewidth=0.8, linestyle=DASHES, label="relearned")
+        axes.set(xlim=(-0.04 * max(most, 1), 1.04 * max(most, 1)), ylim=(0, 102), xlabel="steps")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(name, fontsize=9, loc="left", parse_math=False)
         axes.grid(axis="y", color="#e4e4e4")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+        axes.tick_params(labelsize=8)
+    for axes in parts.flat[len(rows) :]:
+        axes.set_visible(False)
+    figure.supylabel("accuracy on the erased scope, %", fontsize=9)
+    figure.legend(
+        handles=parts.flat[0].get_lines()[::-1], loc="outside lower center", ncol=3, fontsize=8, frameon=False
+    )
     head(figure, title)
     return figure

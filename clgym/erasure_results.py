@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,23 @@ def results(folder: Path, record: RunRecord) -> list[RequestScore]:
         check_stream(folder, record, env.fingerprints())
         run = read_answers(folder, life)
         references = [read_answers(place, life) for place in reference_folders(folder, record, env)]
-        return scored(life, record.backbone, run, references)
+        scores = scored(life, record.backbone, run, references)
+        return [replace(score, footnotes=score.footnotes | costs(record, life, score.request)) for score in scores]
     finally:
         made.close()
+
+
+def costs(record: RunRecord, life: Lifetime, r: int) -> dict[str, float]:
+    """Return what a request cost the agent (E9): seconds, bytes of its state, and samples read in its phase.
+
+    The samples are those of the phase, which may have served other requests too.
+    """
+    rows = {row["request"]: row for row in record.resources.get("per_request", [])}
+    read = record.resources.get("reads", [])
+    if r not in rows or len(read) != len(life.ledger.services):
+        return {}
+    taken = {name: read[life.ledger.served(r)][name] for name in ("forget_reads", "retain_reads")}
+    return {name: rows[r][name] for name in ("seconds", "state_bytes_before", "state_bytes_after")} | taken
 
 
 def reference_folders(folder: Path, record: RunRecord, env: ContinualEnv) -> list[Path]:

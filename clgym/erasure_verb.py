@@ -28,6 +28,7 @@ References = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be played, in events.")]
 
 AUDITED = ("request", "steps to relearn", "ratio", "recovered", "probe, few", "probe, full", "traces", "failed")
+COSTS = ("seconds", "state_bytes_before", "state_bytes_after", "forget_reads", "retain_reads")
 
 # What is heavy is imported inside: `clgym list` must answer at once.
 
@@ -78,17 +79,7 @@ def audit(runs: Runs, device: Device = "auto", precision: Precision = "fp32", as
     tables: list[Any] = []
     for folder, all_ in found.items():
         record = done[folder]
-        headings = [
-            "request",
-            "steps to relearn",
-            "ratio",
-            "recovered",
-            "probe, few",
-            "probe, full",
-            "traces",
-            "failed",
-        ]
-        table = plain_table(headings, [_audit_row(one) for one in all_])
+        table = plain_table(AUDITED, [_audit_row(one) for one in all_])
         table.title, table.title_justify = escape(f"{record.scenario} · {record.agent} · seed {record.seed}"), "left"
         table.caption = "agent / reference; accuracies in %"
         tables += [table, ""]
@@ -169,7 +160,20 @@ def _table(same: Sequence[RequestScore], title: str) -> Table:
         rows.append([id, shown, beside.get(id, "") if len(same) == 1 else "", escape(METRICS[id].title)])
     table = plain_table(["metric", "%", "", "title"], rows)
     table.title, table.title_justify = escape(title), "left"
+    table.caption, table.caption_justify = _cost(same), "left"
     return table
+
+
+def _cost(same: Sequence[RequestScore]) -> str | None:
+    """Say what a request cost (E9), the mean over seeds; nothing if a run did not measure it."""
+    if not all("seconds" in score.footnotes for score in same):
+        return None
+    mean = {name: sum(score.footnotes[name] for score in same) / len(same) for name in COSTS}
+    return (
+        f"cost (E9): {mean['seconds']:.2g} s; {mean['forget_reads']:,.0f} samples read to forget, "
+        f"{mean['retain_reads']:,.0f} to retain; state {mean['state_bytes_before'] / 1e6:.3g} MB before, "
+        f"{mean['state_bytes_after'] / 1e6:.3g} after"
+    )
 
 
 def dry_run(jobs: Sequence[Cell], count: int, as_json: bool) -> None:
@@ -190,6 +194,22 @@ def dry_run(jobs: Sequence[Cell], count: int, as_json: bool) -> None:
         as_json,
         plain_table(["run", "times", "what", "training events", "questions", "lifetimes"], rows),
     )
+
+
+def check_references(jobs: Sequence[Cell], count: int) -> None:
+    """Refuse references that cannot be played before a run is; all runs are on one stream.
+
+    Raises:
+        SettingError: ``count`` is out of range, or no request of the stream is judged by references.
+    """
+    from clgym.reference_runs import check
+    from clgym.registry import make
+
+    made = make(jobs[0].scenario, **jobs[0].scenario_settings)
+    try:
+        check(made.unwrapped, jobs[0].scenario, jobs[0].seed, count)  # type: ignore[arg-type]
+    finally:
+        made.close()
 
 
 def play_references(

@@ -40,10 +40,8 @@ def draw(runs: Mapping[Path, RunRecord], out: Path) -> list[Path]:
         title = f"{_heading(record)} · {named(record.agent, record.agent_settings)} · seed {record.seed}"
         written += _write(place / "matrix", matrix_figure(record.matrix, record.tasks, title))
         written += _write(place / "lines", lines_figure(record.matrix, record.tasks, title))
-    for folder, drawn in figures(runs).items():
-        place = out / folder_of(runs[folder]) if folder in runs else out
-        for name, figure in drawn.items():
-            written += _write(place / name, figure)
+    for place, figure in figures(runs):
+        written += _write(out / place, figure)
     for records in groups.values():
         place = out / folder_of(records[0]).parts[0]
         points = stability_plasticity(records)

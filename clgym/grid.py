@@ -15,7 +15,7 @@ import gymnasium
 from clgym.errors import ClgymError, NotRegisteredError, SettingError
 from clgym.leaderboard.table import named
 from clgym.record import RunRecord
-from clgym.registry import Room, entries, find, make, make_agent, settings
+from clgym.registry import Room, check_names, choosable, entries, find, make, make_agent
 from clgym.runner import folder_of
 from clgym.settings import alternatives, differing, parsed
 
@@ -96,9 +96,7 @@ def cell(
 
 def _changes(room: Room, id: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that differ from the defaults, in the defaults' types."""
-    known = settings(room, id)
-    if unknown := sorted(set(chosen) - set(known)):
-        raise SettingError(str(NotRegisteredError.among(f"setting of {id}", unknown[0], known)))
+    known = check_names(room, id, chosen)
     typed = {name: parsed(name, json.dumps(v), known[name]) for name, v in differing(room, id, chosen).items()}
     return {name: typed[name] for name in differing(room, id, typed)}
 
@@ -205,7 +203,9 @@ def axes(
     """
     general: dict[str, dict[str, list[Any]]] = {id: {} for id in played}
     special: dict[str, dict[str, list[Any]]] = {id: {} for id in played}
-    for text in texts:
+    known = {id: choosable(room, id, {}) for id in played}
+    # Which agent is wrapped says what can be chosen of it, and so comes first.
+    for text in sorted(texts, key=lambda text: "." in text.partition("=")[0]):
         head, equals, values = text.partition("=")
         name, colon, key = head.rpartition(":")
         if not equals or not key:
@@ -216,16 +216,16 @@ def axes(
                 f"Expected one of {', '.join(played)} before the colon; got {text!r}. "
                 f"Add {missing[0]} to the sweep, or leave its settings out."
             )
-        having = [id for id in of if key in settings(room, id)]
+        having = [id for id in of if key in known[id]]
         for id in having if some and having and not colon else of:
-            known = settings(room, id)
-            if key not in known:
+            if key not in known[id]:
                 hint = f" Write ID:{key}=… for those that have it." if len(of) > 1 else ""
-                raise SettingError(f"{NotRegisteredError.among(f'setting of {id}', key, known)}{hint}")
+                raise SettingError(f"{NotRegisteredError.among(f'setting of {id}', key, known[id])}{hint}")
             mine = (special if colon else general)[id]
             if key in mine:
                 raise SettingError(f"Expected {head} once; got it again as {text!r}. Write {head}=V1,V2.")
-            mine[key] = [parsed(key, part, known[key]) for part in alternatives(values)]
+            mine[key] = [parsed(key, part, known[id][key]) for part in alternatives(values)]
+            known[id] = choosable(room, id, {name: each[0] for name, each in {**general[id], **special[id]}.items()})
     return {id: {**general[id], **special[id]} for id in played}
 
 

@@ -23,7 +23,7 @@ from clgym.events import Answer, Array, Erase, EraseEnd, EraseRequest, Inputs, Q
 from clgym.head import GrowingHead
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
-from clgym.optim import AdamWProx
+from clgym.optim import AdamWProx, load_moments, moments
 from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
@@ -88,16 +88,14 @@ class Learner(Agent):
         self.generator = torch.Generator().manual_seed(agent_seed(setup.seed))
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
         self.backbone = load_backbone(setup.backbone, self.device)
-        self.scale, self.head = 1.0, None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
-        if setup.reads_text:
-            self.scale = math.exp(self.clip.logit_scale)
-        self.head_share = 1.0
+        self.scale = math.exp(self.clip.logit_scale) if setup.reads_text else 1.0
+        self.head = None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
         self.lora: LoRASet | None = None
         self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
         self.step, self.steps = 0, 1
         self.optimizer: torch.optim.Optimizer | None = None
-        self.text_trains = False
+        self.head_share, self.text_trains, self.moves_rows = 1.0, False, False  # rows: also outside of a task
         self._texts: dict[tuple[Prompts, bool], Tensor] = {}
 
     @property
@@ -181,10 +179,10 @@ class Learner(Agent):
         return self.backbone.encode_images(images)
 
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, d + 1)`` applied."""
+        """Return logits ``(B, C)``: scaled cosines to texts ``(C, d)``, or a head's rows ``(C, width)`` applied."""
         if self.head is None:
             return self.scale * features @ rows.T
-        return F.linear(features, rows[:, :-1], rows[:, -1])
+        return self.head.classify(features, rows)
 
     def begin_task(self, event: TaskStart) -> None:
         """Build the task's optimizer over what :meth:`begin` returns and the head."""
@@ -202,7 +200,7 @@ class Learner(Agent):
         self.step, self.steps, self.optimizer = 0, max(steps, 1), None
         groups = [{"params": list(parameters), "share": 1.0}]
         if self.head is not None and len(self.head):
-            groups.append({"params": list(self.head.blocks), "share": self.head_share})
+            groups.append({"params": self.head.trained(), "share": self.head_share})
         groups = [group for group in groups if group["params"]]
         if groups:
             self.optimizer = AdamWProx(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
@@ -314,7 +312,7 @@ class Learner(Agent):
         return self._texts[prompts, ensemble]
 
     def fresh_rows(self, prompts: Prompts, ensemble: bool) -> Tensor:
-        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, d + 1)``."""
+        """Compute a row per class: its text features ``(C, d)`` or its rows of the head ``(C, width)``."""
         if self.head is not None:
             return self.head.rows(_names(prompts))
         return self.clip.class_features(prompts, ensemble)
@@ -344,44 +342,34 @@ class Learner(Agent):
 
     def state_dict(self) -> dict[str, Any]:
         """Return step, generator, task, head, optimizer moments and what :meth:`tensors` names."""
-        state: dict[str, Any] = {"step": self.step, "generator": self.generator.get_state()}
-        state |= self.erasing.state_dict()
+        state = {"step": self.step, "generator": self.generator.get_state(), **self.erasing.state_dict()}
         if self.task is not None:
             state["task"] = [getattr(self.task, field.name) for field in fields(self.task)]
         if self.head is not None:
             state |= {"classes": self.head.groups} | {f"head.{name}": rows for name, rows in self.head.state().items()}
         if self.optimizer is not None:
             state["moments"] = True
-            for i, slots in self.optimizer.state_dict()["state"].items():
-                state |= {f"optimizer.{i}.{name}": value for name, value in slots.items()}
+            state |= {f"optimizer.{name}": value for name, value in moments(self.optimizer).items()}
         return state | {f"tensor.{name}": value for name, value in self.tensors().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where :meth:`state_dict` was called."""
-        moments: dict[int, dict[str, Any]] = {}
-        stored: dict[str, Tensor] = {}
-        rows: dict[str, Tensor] = {}
+        parts: dict[str, dict[str, Any]] = {"optimizer": {}, "tensor": {}, "head": {}}
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if kind == "optimizer":
-                i, _, slot = name.partition(".")
-                moments.setdefault(int(i), {})[slot] = value
-            elif kind == "tensor":
-                stored[name] = value
-            elif kind == "head":
-                rows[name] = value
+            if kind in parts:
+                parts[kind][name] = value
         if self.head is not None:
-            self.head.restore(state["classes"], rows)  # before the task, whose optimizer takes the rows
+            self.head.restore(state["classes"], parts["head"])  # before the task, whose optimizer takes the rows
         if "task" in state:
             number, name, text, classes, prompts, samples, steps, noted = state["task"]
             words = tuple(tuple(templates) for templates in prompts)
             self.begin_task(TaskStart(number, name, text, tuple(classes), words, samples, steps, tuple(noted)))
-        self.restore(stored)
+        self.restore(parts["tensor"])
         if "moments" not in state:
             self.optimizer = None
         elif self.optimizer is not None:
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            load_moments(self.optimizer, parts["optimizer"])
         self.step = state["step"]
         self.erasing.load_state_dict(state)
         self.generator.set_state(state["generator"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from clgym.errors import NotRegisteredError, RecordError, SettingError
 from clgym.ops import lora_linear, merge_error, merge_stochastic
 
 Gate = Literal["none", "normal", "ones"]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 MERGED_AT_MOST = 1 << 30  # bytes of weights that a copy is kept of while questions are answered
 
@@ -152,7 +153,16 @@ class LoRALinear(nn.Module):
             self._merged = None
         elif self.keeps_merged:
             return F.linear(x, self._merged_weight(), self.base.bias)
-        return lora_linear(x, self.base.weight, self.base.bias, self.A, self.Bt, self.gate, self.scale)
+        branch = (self.A, self.Bt, self.gate, self.scale)
+        return lora_linear(x, self.base.weight, self.base.bias, *branch, mode="merged" if self._merges(x) else "split")
+
+    def _merges(self, x: Tensor) -> bool:
+        """Whether training goes through the merged weight: on CPU in fp32, where that is small beside the inputs.
+
+        It saves two thin products and costs the merge; in bf16 the merged weight would have to be rounded at random.
+        """
+        on_cpu = not x.is_cuda and self.keeps_merged and not torch.is_autocast_enabled(x.device.type)
+        return on_cpu and x.numel() > x.shape[-1] * max(self.base.weight.shape)
 
     def changing(self) -> list[Tensor]:
         """Return the tensors whose version moves when weight or branch are written to, the arena's included."""
@@ -256,6 +266,13 @@ class LoRASet:
         # On the meta device, where parameters are counted, there are no values.
         seed = 0 if values.is_meta else int(values.view(torch.int32).sum()) & 0x7FFFFFFF
         return max(layer.merge_(seed=seed << 31 | i) for i, (_, layer) in enumerate(self.layers))
+
+    def replace(self, make: Callable[[LoRALinear], Layer]) -> dict[str, Layer]:
+        """Put another layer, made of it, in the place of each adapted one, and return these by name."""
+        made = {name: make(layer) for name, layer in self.layers}
+        for name, layer in made.items():
+            _replace(self.model, name, layer)
+        return made
 
     def remove(self) -> nn.Module:
         """Put the plain linear layers back, without what was not merged, and return the model."""

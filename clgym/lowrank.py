@@ -234,10 +234,10 @@ def _backward_impl(
     if wants_a:
         assert ds is not None
         assert x is not None
-        da = _outer(ds, x, dropout, seed, kernel).to(A.dtype)  # (R, in)
+        da = outer(ds, x, kernel, dropout, seed).to(A.dtype)  # (R, in)
     if wants_x:
         assert ds is not None
-        dx = _spread(ds, A, dropout, seed, kernel).addmm_(dy, weight)
+        dx = spread(ds, A, kernel, dropout, seed).addmm_(dy, weight)
     if wants_b:
         assert sums is not None
         db = sums = sums.to(Bt.dtype)
@@ -273,15 +273,17 @@ def _inner_kernel(
     return kernel.shrink(dy, fold(Bt, gate, scale).contiguous()) if wants_s else None, None
 
 
-def _outer(ds: Tensor, x: Tensor, dropout: float, seed: int, kernel: bool) -> Tensor:
+def outer(ds: Tensor, x: Tensor, kernel: bool, dropout: float = 0.0, seed: int = 0) -> Tensor:
+    """Return ``ds^T (m * x) / (1 - p)``, ``(R, in)``: what ``A`` learns; by the kernel in fp32."""
     if kernel:
         from clgym.kernels import lora_linear as thin
 
-        return thin.backward_down(ds, x.contiguous(), dropout=dropout, seed=seed)
+        return thin.backward_down(ds.contiguous(), x.contiguous(), dropout=dropout, seed=seed)
     return torch.mm(ds.t(), _dropped(x, dropout, seed))
 
 
-def _spread(ds: Tensor, A: Tensor, dropout: float, seed: int, kernel: bool) -> Tensor:
+def spread(ds: Tensor, A: Tensor, kernel: bool, dropout: float = 0.0, seed: int = 0) -> Tensor:
+    """Return ``m * (ds A) / (1 - p)``, ``(M, in)``: what the branch passes on to its input."""
     if kernel:
         from clgym.kernels import lora_linear as thin
 
@@ -335,8 +337,10 @@ _backward: Any = register(
 
 
 @facts("lora_linear")
+@facts("stacked_lora")
+@facts("batched_lora")
 def _facts(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, int, torch.dtype]:
     with computing(x) as dtype:
-        return x, A.shape[0], dtype
+        return x, A.shape[-2], dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -84,3 +84,18 @@ class AdamWProx(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what an optimizer keeps of its parameters, by ``"<number>.<name>"``."""
+    kept = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, slots in kept.items() for name, value in slots.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Take back what :func:`moments` returned of an optimizer over the same parameters."""
+    kept: dict[int, dict[str, Any]] = {}
+    for key, value in stored.items():
+        number, _, name = key.partition(".")
+        kept.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -108,18 +108,38 @@ def costs(scenario: str, settings: Mapping[str, Any], seed: int, count: int) -> 
         scenario: Scenario id.
         settings: Settings of the scenario.
         seed: The run's seed.
-        count: Number of references.
+        count: Number of references; 0 counts the run alone.
+
+    Raises:
+        SettingError: ``count`` is out of range, or references are asked for that judge no request.
     """
-    reference_seeds(seed, count)
     made = make(scenario, **settings)
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
-    found, envs = stages(env, seed)
+    found, envs = check(env, scenario, seed, count) if count else ([], [])
+    if not count:
+        env.reset(seed=seed)
     rows = [_cost("the run", env.lifetime, 0, env.length, range(len(env.lifetime.plan.points)), 1)]
     for stage, other in zip(found, envs, strict=True):
         words = f"references without request{'s' * (len(stage.absent) > 1)} {', '.join(map(str, stage.absent))}"
         rows.append(_cost(words, other.lifetime, stage.fork, stage.stop, stage.points, count))
     made.close()
     return rows
+
+
+def check(env: ContinualEnv, scenario: str, seed: int, count: int) -> tuple[list[Stage], list[ContinualEnv]]:
+    """Return what :func:`stages` does if references can be played.
+
+    Raises:
+        SettingError: ``count`` is out of range, or no request of the stream is judged by references.
+    """
+    reference_seeds(seed, count)
+    found, envs = stages(env, seed)
+    if not found:
+        raise SettingError(
+            f"Expected a stream in which data must be forgotten as if they had never come; got {scenario} without such "
+            "a request. Leave --references out."
+        )
+    return found, envs
 
 
 def _cost(words: str, life: Lifetime, start: int, stop: int, points: Sequence[int], times: int) -> dict[str, Any]:
@@ -165,12 +185,7 @@ def play(
     made = make(record.scenario, **choice(record))
     env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
     try:
-        found, envs = stages(env, record.seed)
-        if not found:
-            raise SettingError(
-                f"Expected a stream in which data must be forgotten as if they had never come; got {record.scenario} "
-                "without such a request. Leave --references out."
-            )
+        found, envs = check(env, record.scenario, record.seed, count)
         folders = []
         for number, agent_seed in enumerate(seeds, 1):
             folder = folder_for(out, record, agent_seed)

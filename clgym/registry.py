@@ -14,15 +14,15 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
 
-from clgym.agent import Agent, AgentSpec, Setup, reads_text
+from clgym.agent import Agent, AgentSpec, Setup
 from clgym.env import ContinualEnv
 from clgym.errors import NotRegisteredError, SettingError
 from clgym.scenario import Scenario, ScenarioSpec
@@ -146,19 +146,44 @@ def settings(room: Room, id: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict.fromkeys(SHARED[room])
 
 
-def _construct(room: Room, entry: Entry, *args: Any, **chosen: Any) -> Any:
-    """Call the class with settings, naming the nearest when one is unknown."""
-    known = settings(room, entry.spec.id)
-    if unknown := set(chosen) - set(known):
-        name = sorted(unknown)[0]
-        raise SettingError(str(NotRegisteredError.among(f"setting of {entry.spec.id}", name, known)))
-    return entry.load()(*args, **chosen)
+def choosable(room: Room, id: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return :func:`settings`, and those of the agent that it wraps by the name ``<setting>.<name>``.
+
+    Args:
+        room: Where to look.
+        id: Id of an agent or scenario.
+        chosen: Settings, of which one may say which agent is wrapped.
+
+    Raises:
+        NotRegisteredError: The agent to be wrapped is unknown.
+    """
+    own = settings(room, id)
+    wraps = getattr(find(room, id).spec, "wraps", "")
+    if not wraps:
+        return own
+    inner = settings(room, str(chosen.get(wraps, own[wraps])))
+    return own | {f"{wraps}.{name}": default for name, default in inner.items() if name not in SHARED[room]}
+
+
+def check_names(room: Room, id: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return :func:`choosable`.
+
+    Raises:
+        NotRegisteredError: The agent to be wrapped is unknown.
+        SettingError: A setting is unknown; the message names the nearest.
+    """
+    known = choosable(room, id, chosen)
+    if unknown := sorted(set(chosen) - set(known)):
+        raise SettingError(str(NotRegisteredError.among(f"setting of {id}", unknown[0], known)))
+    return known
 
 
 def build(scenario: str, render_mode: str | None = None, **chosen: Any) -> ContinualEnv:
     """Build the bare environment of a scenario; the entry point that Gymnasium calls."""
     seeds = StreamSeeds(**{name: chosen.pop(name, None) for name in SHARED["scenarios"]})
-    return ContinualEnv(_construct("scenarios", find("scenarios", scenario), **chosen), render_mode, seeds)
+    entry = find("scenarios", scenario)
+    check_names("scenarios", entry.spec.id, chosen)
+    return ContinualEnv(entry.load()(**chosen), render_mode, seeds)
 
 
 def make(id: str, **chosen: Any) -> gymnasium.Env[Any, Any]:
@@ -199,24 +224,56 @@ def make_agent(
         SettingError: A setting is unknown or out of range, or the agent does not take the scenario's inputs or
             cannot do with its backbone.
     """
-    entry = find("agents", id)
+    find("agents", id)
     scenario: Scenario = env.unwrapped.scenario  # type: ignore[attr-defined]
-    if scenario.spec.modality not in entry.spec.modalities:
-        raise SettingError(
-            f"Expected an agent for {scenario.spec.modality} inputs; got {id!r}, which takes "
-            f"{' and '.join(entry.spec.modalities)}. Choose another agent (clgym list)."
-        )
-    if entry.spec.needs_text and not reads_text(scenario.backbone):
-        raise SettingError(
-            f"Expected a backbone that reads texts for {id!r}; got {scenario.backbone!r}, which has no text encoder. "
-            "Choose another agent (clgym list), or a scenario on CLIP."
-        )
     fixed = chosen.pop("agent_seed", None)
     check_seed("agent_seed", fixed)
     own = seed if fixed is None else fixed
     setup = Setup(scenario.spec.modality, scenario.shape, scenario.backbone, own, device, precision)
-    agent: Agent = _construct("agents", entry, setup, **chosen)
+    return build_agent(id, setup, chosen)
+
+
+def build_agent(id: str, setup: Setup, chosen: Mapping[str, Any]) -> Agent:
+    """Build an agent from what is known of a stream.
+
+    Args:
+        id: Agent id.
+        setup: What is known of the stream.
+        chosen: The agent's settings, and by ``<setting>.<name>`` those of the agent that it wraps.
+
+    Raises:
+        NotRegisteredError: No agent has that id.
+        SettingError: A setting is unknown or out of range, or the agent does not take the stream's inputs or
+            cannot do with its backbone.
+    """
+    entry = find("agents", id)
+    if setup.modality not in entry.spec.modalities:
+        raise SettingError(
+            f"Expected an agent for {setup.modality} inputs; got {id!r}, which takes "
+            f"{' and '.join(entry.spec.modalities)}. Choose another agent (clgym list)."
+        )
+    if entry.spec.needs_text and not setup.reads_text:
+        raise SettingError(
+            f"Expected a backbone that reads texts for {id!r}; got {setup.backbone!r}, which has no text encoder. "
+            "Choose another agent (clgym list), or a scenario on CLIP."
+        )
+    if entry.spec.needs_head and setup.reads_text:
+        raise SettingError(
+            f"Expected a backbone without a text encoder for {id!r}; got {setup.backbone!r}, where classes are texts "
+            "and not rows of a head. Choose another agent (clgym list), or a scenario on a vision transformer."
+        )
+    check_names("agents", entry.spec.id, chosen)
+    prefix = f"{entry.spec.wraps}." if entry.spec.wraps else None
+    inner = {name: value for name, value in chosen.items() if prefix and name.startswith(prefix)}
+    own = {name: value for name, value in chosen.items() if name not in inner}
+    bound = wrapping(setup, {name.removeprefix(str(prefix)): value for name, value in inner.items()})
+    agent: Agent = entry.load()(bound, **own)
     return agent
+
+
+def wrapping(setup: Setup, inner: Mapping[str, Any]) -> Setup:
+    """Return a setup from which an agent can build the one that it wraps, with these settings of that."""
+    return replace(setup, build=lambda id: build_agent(id, setup, inner))
 
 
 def register_scenarios() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from clgym.columns import shown
 from clgym.console import emit, matrix_table, metrics_table, note, show, stdout, whitebox_table
-from clgym.erasure_verb import DryRun, References, dry_run, play_references
+from clgym.erasure_verb import DryRun, References, check_references, dry_run, play_references
 from clgym.errors import SettingError
 from clgym.options import (
     RUNS,
@@ -29,6 +30,7 @@ from clgym.options import (
 from clgym.registry import find
 
 if TYPE_CHECKING:
+    from clgym.grid import Cell
     from clgym.record import RunRecord
 
 # What is heavy is imported inside the verb: `clgym list` must answer at once.
@@ -61,7 +63,7 @@ def run(
 ) -> None:
     """Play a scenario with agents, seed after seed, and keep a record of each run."""
     from clgym.grid import seeds as listed
-    from clgym.jobs import planned, play, unclaimed, watchers
+    from clgym.jobs import planned, unclaimed
 
     if resume and overwrite:
         raise SettingError("Expected --resume or --overwrite; got both. Leave one out.")
@@ -71,9 +73,22 @@ def run(
         return dry_run(jobs, references, as_json)
     if not (resume or overwrite):
         unclaimed(jobs, out)
+    if references:
+        check_references(jobs, references)
     means: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "device": device, "precision": precision}
-    means["whitebox"] = whitebox
-    bar = not quiet and sys.stderr.isatty()
+    loggers = {"bar": not quiet and sys.stderr.isatty(), "tensorboard": tensorboard, "wandb": wandb}
+    done = _play(jobs, out, {**means, "whitebox": whitebox}, loggers, quiet, as_json)
+    if references:
+        play_references(done, out, references, device=device, precision=precision, quiet=quiet, as_json=as_json)
+    _finish_run(done, quiet, as_json)
+
+
+def _play(
+    jobs: Sequence[Cell], out: Path, means: Mapping[str, Any], loggers: Mapping[str, bool], quiet: bool, as_json: bool
+) -> dict[Path, RunRecord]:
+    """Play runs one after another, print each, and return their records by folder."""
+    from clgym.jobs import play, watchers
+
     done: dict[Path, RunRecord] = {}
     for number, job in enumerate(jobs, 1):
         if not quiet:
@@ -81,15 +96,12 @@ def run(
         folder = out / job.path
         try:
             with ExitStack() as stack:
-                callbacks = watchers(stack, bar=bar, tensorboard=tensorboard, wandb=wandb)
-                done[folder] = play(job, out, callbacks=callbacks, **means)
+                done[folder] = play(job, out, callbacks=watchers(stack, **loggers), **means)
         except KeyboardInterrupt as error:
             raise interrupted(f"{folder} keeps a checkpoint", ["--resume"], as_json) from error
         if not (quiet or as_json):
             _show_run(folder, done[folder])
-    if references:
-        play_references(done, out, references, device=device, precision=precision, quiet=quiet, as_json=as_json)
-    _finish_run(done, quiet, as_json)
+    return done
 
 
 def _show_run(folder: Path, record: RunRecord) -> None:

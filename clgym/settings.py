@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from clgym.errors import NotRegisteredError, SettingError
-from clgym.registry import SHARED, Room, find, settings
+from clgym.registry import SHARED, Room, choosable, find, settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ def chosen(room: Room, id: str, pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         SettingError: A text has no ``=``, a name is unknown, or a value is of another type than the default.
     """
-    known = settings(room, id)
+    texts = {name: text for name, _, text in (pair.partition("=") for pair in pairs)}
+    known = choosable(room, id, texts)
     out = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -143,7 +144,7 @@ def differing(room: Room, id: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SettingError: A value is not JSON.
     """
-    defaults = settings(room, find(room, id).spec.id)
+    defaults = choosable(room, find(room, id).spec.id, chosen)
     given = {name: _as_json(name, value) for name, value in sorted(chosen.items())}
     return {name: v for name, v in given.items() if name not in defaults or _as_json(name, defaults[name]) != v}
 

@@ -107,8 +107,4 @@ def stack(lora: LoRASet) -> Mapping[str, StackedLinear]:
         >>> sorted(stack(adapt(model, r=2, targets="0", generator=torch.Generator())))
         ['0']
     """
-    made = {name: StackedLinear(layer) for name, layer in lora.layers}
-    for name, layer in made.items():
-        parent, _, last = name.rpartition(".")
-        setattr(lora.model.get_submodule(parent), last, layer)
-    return made
+    return lora.replace(StackedLinear)

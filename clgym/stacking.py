@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clgym.backend import facts, register, uses_kernel
+from clgym.backend import register, uses_kernel
 from clgym.errors import SettingError
-from clgym.lowrank import computing
+from clgym.lowrank import computing, outer, spread
 from clgym.merging import fold
 
 
@@ -192,7 +192,7 @@ def _backward_impl(
     if wants_b:
         assert s is not None
         db = torch.zeros_like(Bt)
-        db[frozen:] = _outer(_weighed(s, gate, task, kernel)[:, frozen:], dy, kernel).mul_(scale)
+        db[frozen:] = outer(_weighed(s, gate, task, kernel)[:, frozen:], dy, kernel).mul_(scale)
     if wants_x or wants_a or wants_gate:
         dh = _inner(dy, fold(Bt, None, scale), kernel)  # (M, R)
         if wants_gate:
@@ -203,9 +203,9 @@ def _backward_impl(
         if wants_a:
             assert x is not None
             da = torch.zeros_like(A)
-            da[frozen:] = _outer(ds[:, frozen:], x, kernel)
+            da[frozen:] = outer(ds[:, frozen:], x, kernel)
         if wants_x:
-            dx = _spread(ds, A, kernel).addmm_(dy, weight)
+            dx = spread(ds, A, kernel).addmm_(dy, weight)
     return dx, da, db, dgate
 
 
@@ -266,22 +266,6 @@ def _inner(dy: Tensor, B: Tensor, kernel: bool) -> Tensor:
     return torch.mm(dy, B.to(dy.dtype).t())
 
 
-def _outer(s: Tensor, dy: Tensor, kernel: bool) -> Tensor:
-    if kernel:
-        from clgym.kernels import lora_linear as thin
-
-        return thin.backward_down(s.contiguous(), dy.contiguous())
-    return torch.mm(s.t(), dy)
-
-
-def _spread(ds: Tensor, A: Tensor, kernel: bool) -> Tensor:
-    if kernel:
-        from clgym.kernels import lora_linear as thin
-
-        return thin.expand(ds, A.contiguous())
-    return torch.mm(ds, A.to(ds.dtype))
-
-
 @lru_cache(maxsize=1024)
 def _task_of_rank(offsets: tuple[int, ...], device: torch.device) -> Tensor:
     """Return the task of each rank, int32 ``(R,)``."""
@@ -303,11 +287,3 @@ _backward: Any = register(
     _backward_impl,
     _backward_fake,
 )
-
-
-@facts("stacked_lora")
-def _facts(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, *_: Any, **__: Any
-) -> tuple[Tensor, int, torch.dtype]:
-    with computing(x) as dtype:
-        return x, A.shape[0], dtype

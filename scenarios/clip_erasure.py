@@ -36,9 +36,8 @@ class CLIPErasure(Scenario):
     """Four domains learned in turn, with requests to forget in between.
 
     Every question offers the classes of its domain. What may be answered never changes, so that an erased class is not
-    given away by its absence. The target is the same
-    agent on the counterfactual stream (``env.unwrapped.counterfactual()``), which on CLIP keeps what the pre-trained
-    model knows of an erased class.
+    given away by its absence. The target is the same agent on the counterfactual stream
+    (``env.unwrapped.counterfactual()``), which on CLIP keeps what the pre-trained model knows of an erased class.
 
     Kinds of stream:
 

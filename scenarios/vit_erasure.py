@@ -77,24 +77,8 @@ class Removal(Scenario):
             SourceMissingError: The data are not on this machine.
         """
         not_negative(shots=shots, missing=missing, erase_steps=erase_steps, steps=steps)
-        for name, value, known in (
-            ("forget", forget, ("none", "few", "full")),
-            ("retain", retain, ("none", "few", "own", "full")),
-        ):
-            if value not in known:
-                raise SettingError(
-                    f"Expected {name} as one of {', '.join(map(repr, known))}; got {value!r}. Choose one."
-                )
-        if len(source.counts) > 1:
-            raise SettingError(
-                f"Expected classes in one set; got the {len(source.counts)} tasks of {source.name}. Move them together."
-            )
+        _check(source, amount * requests if min(amount, requests) > 0 else 0, missing, forget, retain)
         (count,) = source.counts
-        if amount < 1 or requests < 1 or amount * requests + max(missing, 1) > count:
-            raise SettingError(
-                f"Expected amount and requests of 1 or more that leave some of {count} classes, the {missing} missing "
-                f"ones among them; got {amount} and {requests}. Choose fewer."
-            )
         source.require(self.spec.id)
         self._data, self._order = source, removal_order(count)
         self._amount, self._requests, self._missing = amount, requests, missing
@@ -128,6 +112,25 @@ class Removal(Scenario):
             gone = names[len(names) - self._amount * (i + 1) : len(names) - self._amount * i]
             out.append(of_classes(tasks, gone, after=1, missing=tuple(names[: self._missing]), **self._how))
         return out
+
+
+def _check(source: ClassSource, gone: int, missing: int, forget: str, retain: str) -> None:
+    """Raise unless the choices are known, and classes in one set are left when ``gone`` of them are."""
+    for name, value, known in (
+        ("forget", forget, ("none", "few", "full")),
+        ("retain", retain, ("none", "few", "own", "full")),
+    ):
+        if value not in known:
+            raise SettingError(f"Expected {name} as one of {', '.join(map(repr, known))}; got {value!r}. Choose one.")
+    if len(source.counts) > 1:
+        raise SettingError(
+            f"Expected classes in one set; got the {len(source.counts)} tasks of {source.name}. Move them together."
+        )
+    if not 1 <= gone <= source.counts[0] - max(missing, 1):
+        raise SettingError(
+            f"Expected amount and requests of 1 or more that leave some of {source.counts[0]} classes, the {missing} "
+            f"missing ones among them; got {gone} classes to remove. Choose fewer."
+        )
 
 
 class ViTErasureImageNet100(Removal):

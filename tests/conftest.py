@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clgym.env import ContinualEnv
 from clgym.events import Inputs, IntArray
@@ -94,6 +95,22 @@ def one_thread() -> None:
 def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leave the user's downloads and caches alone."""
     os.environ["CLGYM_DATA"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def four_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of four domains of three classes, six training and four test images each, alike but for noise."""
+    root, rng = tmp_path_factory.mktemp("domains"), np.random.default_rng(0)
+    for domain in ("pets", "tools", "toys", "trees"):
+        for c in range(3):
+            colours = rng.integers(40, 215, (4, 4, 3))
+            for split, count in (("train", 6), ("test", 4)):
+                place = root / domain / split / f"{domain} {c}"
+                place.mkdir(parents=True)
+                for i in range(count):
+                    pixels = (colours + rng.integers(-40, 40, colours.shape)).astype(np.uint8)
+                    Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(place / f"{i}.png")
+    return root
 
 
 DRILL = '''

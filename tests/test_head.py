@@ -14,7 +14,7 @@ import clgym
 from clgym.agent import EMBEDDED_VIT
 from clgym.errors import RecordError
 from clgym.events import Query, TaskEnd, TaskStart, Train
-from clgym.head import GrowingHead
+from clgym.head import GrowingHead, TargetHead
 
 CPU = torch.device("cpu")
 
@@ -127,3 +127,36 @@ def test_a_state_on_disk_continues_bit_for_bit(agent: str) -> None:
         first.act(event)
         second.act(event)
     assert np.array_equal(first.act(query), second.act(query))
+
+
+def given(*vectors: tuple[float, ...]) -> TargetHead:
+    """Return a head of these vectors, one class each, with ``eta`` of 2."""
+    whole = torch.tensor(vectors)
+    return TargetHead(2, CPU, lambda names, before: whole[before : before + len(names)], 2.0)
+
+
+def test_frozen_targets_are_compared_by_scaled_cosine() -> None:
+    head = given((1.0, 0.0), (0.0, 1.0))
+    head.grow(["cat"], torch.Generator())
+    head.grow(["dog", "cat"], torch.Generator())
+    features = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    logits = head.classify(features, head.rows(["dog", "cat"]))
+    assert torch.allclose(logits, torch.tensor([[1.6, 1.2]]))  # 2 * 4 / 5 and 2 * 3 / 5
+    assert head.trained() == [head.log_scale]
+    assert (head.groups, head.count, head.rows([]).shape) == ([["cat"], ["dog"]], 4, (0, 2))
+    (by_scale,) = torch.autograd.grad(logits.sum(), [head.log_scale])
+    assert by_scale.item() == pytest.approx(2.8)  # of logits in proportion to eta, by its logarithm
+
+
+def test_a_state_brings_back_targets_and_scale() -> None:
+    head, again = given((1.0, 0.0)), given()
+    head.grow(["cat"], torch.Generator())
+    with torch.no_grad():
+        head.log_scale.fill_(3.0)
+    again.restore(head.groups, head.state())
+    assert torch.equal(again.rows(["cat"]), head.rows(["cat"]))
+    assert len(again.empty()) == 0
+    assert again.empty().log_scale.exp().item() == pytest.approx(2.0)
+    blocks = {name: value for name, value in head.state().items() if name != "log_scale"}
+    with pytest.raises(RecordError, match=r"Expected the scale of a head of frozen targets; got \['block.0'\] alone"):
+        again.restore(head.groups, blocks)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,39 @@ def test_a_bf16_layer_and_a_large_model_answer_with_their_branches(monkeypatch: 
     with torch.no_grad():
         lora.model(inputs())
     assert not any(layer.keeps_merged or layer._merged for _, layer in lora.layers)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "autocast", "mode"),
+    [
+        (9, torch.float32, False, "merged"),
+        (8, torch.float32, False, "split"),
+        (9, torch.bfloat16, False, "split"),
+        (9, torch.float32, True, "split"),
+    ],
+)
+def test_training_goes_through_the_merged_weight_where_that_is_small_and_exact(
+    monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, autocast: bool, mode: str
+) -> None:
+    taken: list[str] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        taken.append(kwargs["mode"])
+        return lora_linear(*args, **kwargs)
+
+    monkeypatch.setattr("clgym.lora.lora_linear", spy)
+    layer = LoRALinear(nn.Linear(4, 8, dtype=dtype), r=2)
+    x = torch.randn(rows, 4, generator=seeded()).to(dtype)
+    with torch.no_grad():
+        layer.A.normal_(generator=seeded(1))
+        layer.Bt.normal_(generator=seeded(2))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    assert taken == [mode]
+    W, b = layer.base.weight.float(), layer.base.bias.float()
+    exact = x.float() @ W.T + b + x.float() @ layer.A.T @ layer.Bt
+    tolerance = 1e-5 if dtype == torch.float32 and not autocast else 5e-2
+    torch.testing.assert_close(y.float(), exact, rtol=tolerance, atol=tolerance)
 
 
 def test_a_merge_reports_what_it_lost() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clgym.errors import SettingError
-from clgym.optim import AdamWProx
+from clgym.optim import AdamWProx, load_moments, moments
 
 
 def parameters(sizes: tuple[int, ...]) -> list[nn.Parameter]:
@@ -84,3 +84,19 @@ def test_a_negative_threshold_is_refused() -> None:
     give_gradients([arena], 0)
     with pytest.raises(SettingError, match=r"Expected kappa of 0 or more; got -0\.5\."):
         optimizer.step()
+
+
+def test_moments_continue_in_another_optimizer_bit_for_bit() -> None:
+    mine = parameters((3, 4))
+    ours = AdamWProx(mine, lr=0.05)
+    give_gradients(mine, 0)
+    ours.step()
+    kept = {name: value.clone() for name, value in moments(ours).items()}
+    assert set(kept) == {f"{i}.{name}" for i in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    theirs = [nn.Parameter(p.detach().clone()) for p in mine]
+    other = AdamWProx(theirs, lr=0.05)
+    load_moments(other, kept)
+    for params, optimizer in ((mine, ours), (theirs, other)):
+        give_gradients(params, 1)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))

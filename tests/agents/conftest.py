@@ -1,4 +1,4 @@
-"""An agent at work in a short stream, and one on a ViT-B/16 without weights."""
+"""An agent at work in a short stream, and one on a ViT-B/16, of timm or CLIP, without weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
+from open_clip.model import CLIP
 
 import clgym
 from clgym.agent import EMBEDDED_CLIP, EMBEDDED_VIT, Setup
+from clgym.backbones import ClipBackbone
 from clgym.events import Erase, EraseRequest, Query, TaskEnd, TaskStart, Train
-from clgym.registry import find
+from clgym.registry import build_agent, find
 from clgym.vit import ViTBackbone
 
 
@@ -65,7 +68,23 @@ def on_vit_b_16(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         backbone = ViTBackbone("timm/vit_base_patch16_224", model)
         monkeypatch.setattr("clgym.learner.load_backbone", lambda name, device: backbone)
         setup = Setup("image", (224, 224, 3), "timm/vit_base_patch16_224.augreg_in21k_ft_in1k", device="cpu")
-        return find("agents", agent).load()(setup, **settings)
+        return build_agent(agent, setup, settings)
+
+    return build
+
+
+@pytest.fixture
+def on_clip_b_16(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what builds an agent, by name, on a CLIP ViT-B/16 whose weights are shapes alone."""
+
+    def build(agent: str, **settings: Any) -> Any:
+        config = open_clip.get_model_config("ViT-B-16")
+        with torch.device("meta"):
+            model = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+        model.logit_scale = torch.nn.Parameter(torch.tensor(100.0).log())
+        backbone = ClipBackbone("ViT-B-16/openai", model, None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        monkeypatch.setattr("clgym.learner.load_backbone", lambda name, device: backbone)
+        return build_agent(agent, Setup("image", (224, 224, 3), "ViT-B-16/openai", device="cpu"), settings)
 
     return build
 
