@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args
 
@@ -278,6 +279,17 @@ class LoRASet:
         for name, layer in self.layers:
             _replace(self.model, name, layer.base)
         return self.model
+
+    @contextmanager
+    def put_aside(self) -> Iterator[nn.Module]:
+        """Compute without the branches for a while, as the model did when they were drawn."""
+        for name, layer in self.layers:
+            _replace(self.model, name, layer.base)
+        try:
+            yield self.model
+        finally:
+            for name, layer in self.layers:
+                _replace(self.model, name, layer)
 
     def named_tensors(self, *, with_base: bool = False) -> dict[str, Tensor]:
         """Return the state for a checkpoint, as views: ``<layer>.A``, ``.Bt``, ``.gate``.

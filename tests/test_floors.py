@@ -20,9 +20,9 @@ FLOORS = tuple(
         "philox projection prox record references seeds spaces stacking",
         "agent attention audit backbones canary checkpoint columns conformance contrast counterfactual demands "
         "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder frozen "
-        "head hub hub_sets images increments inside labels learner lifetime lookahead lora memory mixture "
-        "neighbours optim parts plan plots probes prompting scenario scorer sources stack texts tuning variants vit "
-        "whitebox worlds",
+        "group_sparse head hub hub_sets images increments inside labels learner lifetime lookahead lora memory "
+        "mixture neighbours optim parts plan plots probes prompting scenario scorer sources stack texts tuning "
+        "unlearning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "audit_runs erasure_results grid ladder leaderboard reference_runs rescore runner sweep sweep_here "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -12,10 +13,10 @@ import torch
 from open_clip.model import CLIP
 
 import clgym
-from clgym.agent import Setup
+from clgym.agent import EMBEDDED_CLIP, EMBEDDED_VIT, Setup
 from clgym.backbones import ClipBackbone
-from clgym.events import Query, Train
-from clgym.registry import build_agent
+from clgym.events import Erase, EraseRequest, Query, TaskEnd, TaskStart, Train
+from clgym.registry import build_agent, find
 from clgym.vit import ViTBackbone
 
 
@@ -86,3 +87,71 @@ def on_clip_b_16(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return build_agent(agent, Setup("image", (224, 224, 3), "ViT-B-16/openai", device="cpu"), settings)
 
     return build
+
+
+class Asked:
+    """An agent, and hand-made events of noise: tasks of two classes with two batches, then requests to forget.
+
+    Args:
+        agent: Its name.
+        backbone: ``"embedded/tiny-vit"`` or ``"embedded/tiny-clip"``.
+        **settings: Its settings.
+    """
+
+    classes: tuple[str, ...] = ("cat", "dog", "eel", "fox")
+    prompts: tuple[tuple[str, ...], ...] = tuple((f"a photo of a {name}.",) for name in classes)
+
+    def __init__(self, agent: str, backbone: str = EMBEDDED_VIT, **settings: Any) -> None:
+        self.setup = Setup("image", (32, 32, 3), backbone, device="cpu")
+        self.kind, self.settings = find("agents", agent).load(), settings
+        self.agent: Any = self.fresh()
+
+    def fresh(self) -> Any:
+        """Build the agent anew."""
+        return self.kind(self.setup, **self.settings)
+
+    def batch(self, ids: Sequence[int], labels: Sequence[int]) -> Train:
+        images = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in ids]
+        return Train(np.stack(images), np.array(labels), np.array(ids))
+
+    def task(self, t: int) -> list[Any]:
+        """Return the events of task ``t`` of two: samples ``8 t`` to ``8 t + 7``, of its classes in turn."""
+        mine = slice(2 * t, 2 * t + 2)
+        batches = [self.batch(range(start, start + 4), [0, 1, 0, 1]) for start in (8 * t, 8 * t + 4)]
+        start = TaskStart(t, f"task {t}", "", self.classes[mine], self.prompts[mine], 8, 2)
+        return [start, *batches, TaskEnd(t)]
+
+    def request(self, ids: Sequence[int], classes: Sequence[str] = (), number: int = 0, **more: Any) -> EraseRequest:
+        kind: Any = "class" if classes else "sample"
+        return EraseRequest(number, kind, tuple(classes), np.array(ids), tuple(classes), budget=3, **more)
+
+    def phase(self, steps: int = 3, forget: Train | None = None, retain: Train | None = None) -> list[Erase]:
+        """Return a phase that brings the same batches at every step; labels are among all four classes."""
+        return [Erase((0,), self.classes, self.prompts, forget, retain, k, steps) for k in range(steps)]
+
+    def play(self, *events: Any) -> Any:
+        """Act on events in turn, and return the agent."""
+        for event in events:
+            self.agent.act(event)
+        return self.agent
+
+    def learned(self) -> Any:
+        """Play both tasks, and return the agent."""
+        return self.play(*self.task(0), *self.task(1))
+
+    def ask(self, agent: Any = None) -> Any:
+        """Return the answers to four questions among all classes, as probabilities."""
+        images = self.batch(range(100, 104), [0] * 4).inputs
+        return np.exp((agent or self.agent).act(Query(images, self.classes, self.prompts, "scores", None)))
+
+
+@pytest.fixture(params=[EMBEDDED_VIT, EMBEDDED_CLIP])
+def asked(request: pytest.FixtureRequest) -> Callable[..., Asked]:
+    """Return what builds :class:`Asked` on either backbone."""
+    return lambda agent, **settings: Asked(agent, request.param, **settings)
+
+
+@pytest.fixture
+def asked_vit() -> type[Asked]:
+    """Return what builds :class:`Asked` on the vision transformer."""
+    return Asked
