@@ -213,7 +213,7 @@ class Bench:
         return tuple(traces(state, ids, images, labels, spaces, self.views(ids) if self.task.train.decodes else None))
 
     def views(self, ids: IntArray) -> tuple[Array, IntArray]:
-        """Return samples as batches showed them, augmented, uint8 ``(m, H, W, 3)``, and the place of each in ``ids``."""
+        """Return samples as batches showed them, uint8 ``(m, H, W, 3)``, and the place of each in ``ids``."""
         life, out, whose = self.life, [], []
         brought = [
             life.event(position, life.read)
