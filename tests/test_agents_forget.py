@@ -108,7 +108,7 @@ def test_agent(id: str, request: pytest.FixtureRequest) -> None:
     again.load_state_dict(middle)
     for event in story.events[story.inside :]:
         resumed = again.act(event)
-    assert np.array_equal(answer, resumed)
+    assert np.array_equal(np.asarray(answer), np.asarray(resumed))
     assert changed(through_disk(agent), through_disk(again)) == ""
 
 

@@ -211,7 +211,7 @@ def test_views_are_what_batches_showed(life: Lifetime) -> None:
     assert isinstance(asked, Erase)
     assert asked.forget is not None
     assert np.array_equal(ids[whose], np.concatenate([taught.ids, asked.forget.ids]))
-    assert np.array_equal(images, np.concatenate([taught.inputs, asked.forget.inputs]))  # type: ignore[arg-type]
+    assert np.array_equal(images, np.concatenate([taught.inputs, asked.forget.inputs]))
     # Shown as they are they would be found without.
     assert not np.array_equal(images[: len(taught.ids)], bench.task.train.batch(whose[: len(taught.ids)]))
     state = {"memory": bench.views(life.ids[0][bench.erased[:2]])[0]}
