@@ -192,7 +192,7 @@ def dry_run(jobs: Sequence[Cell], count: int, as_json: bool) -> None:
     emit(
         {"runs": payload},
         as_json,
-        plain_table(["run", "times", "what", "training events", "questions", "lifetimes"], rows),
+        plain_table(["run", "times", "left out", "train events", "questions", "lifetimes"], rows),
     )
 
 

@@ -118,10 +118,10 @@ def costs(scenario: str, settings: Mapping[str, Any], seed: int, count: int) -> 
     found, envs = check(env, scenario, seed, count) if count else ([], [])
     if not count:
         env.reset(seed=seed)
-    rows = [_cost("the run", env.lifetime, 0, env.length, range(len(env.lifetime.plan.points)), 1)]
+    rows = [_cost("nothing", env.lifetime, 0, env.length, range(len(env.lifetime.plan.points)), 1)]
     for stage, other in zip(found, envs, strict=True):
-        words = f"references without request{'s' * (len(stage.absent) > 1)} {', '.join(map(str, stage.absent))}"
-        rows.append(_cost(words, other.lifetime, stage.fork, stage.stop, stage.points, count))
+        absent = f"request{'s' * (len(stage.absent) > 1)} {', '.join(map(str, stage.absent))}"
+        rows.append(_cost(absent, other.lifetime, stage.fork, stage.stop, stage.points, count))
     made.close()
     return rows
 

@@ -65,8 +65,8 @@ def test_stored_logits_are_what_was_said_and_never_change(scenario: str) -> None
 def test_without_weights_it_is_sequential_lora_step_by_step() -> None:
     ends = []
     for play in (
-        Play("der_pp", "CLIP-MTIL-v0", size=1000, alpha=0.0, beta=0.0),
-        Play("sequential_lora", "CLIP-MTIL-v0"),
+        Play("der_pp", "CLIP-MTIL-v0", size=1000, alpha=0.0, beta=0.0, lr=1e-3),
+        Play("sequential_lora", "CLIP-MTIL-v0", lr=1e-3),
     ):
         play.until(TaskEnd)
         ends.append(play.agent.lora.arena().detach().clone())
