@@ -187,7 +187,7 @@ def dry_run(jobs: Sequence[Cell], count: int, as_json: bool) -> None:
         first = parts[0]["train"]
         for part in parts:
             share = part["train"] / first if first else float("nan")
-            cells = [part["times"], part["what"], part["train"], part["questions"], f"{share:.1f}"]
+            cells = [part["times"], part["left_out"], part["train"], part["questions"], f"{share:.1f}"]
             rows.append([f"{job.agent} · seed {job.seed}", *map(str, cells)])
     emit(
         {"runs": payload},

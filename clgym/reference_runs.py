@@ -146,7 +146,7 @@ def _cost(words: str, life: Lifetime, start: int, stop: int, points: Sequence[in
     steps = life.plan.steps[start:stop]
     taught = sum(step.kind in ("train", "erase") for step in steps)
     asked = sum(step.stop - step.start for step in steps if step.kind == "query" and step.point in points)
-    return {"what": words, "times": times, "from": start, "train": times * taught, "questions": times * asked}
+    return {"left_out": words, "times": times, "from": start, "train": times * taught, "questions": times * asked}
 
 
 def reference_seeds(seed: int, count: int) -> list[int]:
