@@ -1,6 +1,6 @@
 """Plays the erasers' comparisons and writes their tables into a page, between its markers.
 
-Run ``python benchmarks/erasure.py --page docs/erasure.md``, with ``--only removal`` for one section. What is finished is
+Run ``python benchmarks/erasure.py --page docs/erasure.md``, with ``--only removal`` for one section. Finished runs are
 not played again. Every number is recomputed from the answers on disk, as ``clgym erasure`` does.
 """
 
