@@ -47,7 +47,8 @@ class Neighbours:
             images = [_pictures(self._tasks[t], c) for t, c in self._known.values()]
             every = torch.split(torch.cat(images), AT_ONCE)
             features = torch.cat([model.encode_images(part).float() for part in every])
-            rows = torch.stack([part.mean(dim=0) for part in features.split([len(part) for part in images])])
+            parts = torch.split(features, [len(part) for part in images])
+            rows = torch.stack([part.mean(dim=0) for part in parts])
         return torch.nn.functional.normalize(rows.float(), dim=-1)
 
     def nearest(self, tasks: int, erased: Sequence[str]) -> list[str]:
