@@ -63,7 +63,7 @@ class Section:
         return words + (["--references", str(self.references)] if self.references else [])
 
 
-FEW = ("gs_lora", "gs_lora_pp", "gradient_ascent", "finetune_retain", "noop_eraser")
+FEW = ("gs_lora", "gs_lora_pp", "gradient_ascent", "finetune_retain")
 SECTIONS = {
     "erasure_class": Section("CLIP-Erasure-v0", CALIBRATION, COUNTERFACTUAL, (), 3, True),
     "removal": Section("ViT-Erasure-ImageNet100-v0", REMOVAL, REMOVED),
