@@ -58,6 +58,9 @@ def split(words: list[str]) -> list[list[str]]:
     return sweeps
 
 
+FEW = 4  # agents; a picture of no more says nothing that their table does not
+
+
 def section(found: dict[str, Any], words: list[str], page: Path, number: int) -> list[str]:
     """Return the lines of one sweep; stability is drawn against plasticity where there are several seeds."""
     records = [RunRecord.load(Path(cell["folder"])) for cell in found["cells"]]
@@ -123,6 +126,8 @@ def pictures(records: list[RunRecord], page: Path, section: int) -> list[str]:
         tables.setdefault(table_key(record), []).append(record)
     lines = []
     for number, group in enumerate(tables.values(), start=section):
+        if len({named(record.agent, record.agent_settings) for record in group}) <= FEW:
+            continue
         title = named(group[0].scenario, {"source": group[0].source, **group[0].scenario_settings})
         path = Path("img") / f"{page.stem}_{number}.png"
         write_atomic(page.parent / path, png_bytes(scatter_figure(stability_plasticity(group), title)))

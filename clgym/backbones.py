@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from clgym.agent import EMBEDDED_CLIP, reads_text
 from clgym.errors import NotRegisteredError, SourceMissingError
 from clgym.frozen import FrozenModel
+from clgym.reading import encode_class_token, reads_class_token, reads_one_token, through
 from clgym.vit import ViTBackbone, download_vit, load_vit
 
 Backbone: TypeAlias = "ClipBackbone | ViTBackbone"
@@ -72,7 +73,9 @@ class ClipBackbone(FrozenModel):
         Raises:
             SettingError: The pictures are of another type or shape.
         """
-        features: Tensor = self.model.encode_image(self.pixels(images))
+        pixels, tower = self.pixels(images), getattr(self.model, "visual", None)
+        brief = tower is not None and reads_class_token(tower)
+        features: Tensor = encode_class_token(tower, pixels) if brief else self.model.encode_image(pixels)
         return F.normalize(features.float(), dim=-1)
 
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
@@ -226,15 +229,19 @@ def _reads_last_number(model: Any) -> bool:
 def _encode_tokens(model: Any, tokens: Tensor) -> Tensor:
     """Do what ``model.encode_text`` does, without the tokens after the last end of text.
 
-    Under a causal mask these change nothing; without them a batch of class names costs a fraction.
+    Under a causal mask these change nothing; without them a batch of class names costs a fraction. The last block
+    computes the ends alone, see :mod:`clgym.reading`.
     """
     if not _reads_last_number(model):
         return cast(Tensor, model.encode_text(tokens))
     length = tokens.shape[1]
     dtype = model.transformer.get_cast_dtype()
     x = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])  # (N, length, width)
-    ends = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)]
-    ends = model.ln_final(ends)
+    at, mask = tokens.argmax(-1), model.attn_mask[:length, :length]
+    if reads_one_token(model.transformer):
+        ends = through(model.transformer.resblocks, x, at, mask)
+    else:
+        ends = model.transformer(x, attn_mask=mask)[torch.arange(len(x), device=x.device), at]
+    ends = model.ln_final(ends)  # (N, width)
     projection = model.text_projection
     return cast(Tensor, projection(ends) if isinstance(projection, nn.Linear) else ends @ projection)

@@ -286,6 +286,7 @@ def _name_points(figure: Figure, axes: Axes, runs: Array, means: Sequence[tuple[
     for points, half in ((runs, 4), ([at for _, at, _ in means], 9)):
         for x, y in axes.transData.transform(points):
             taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    size = 9.5 if len(means) <= 16 else 8
     for label, at, colour in means:
         best, cost = None, np.inf
         for dx, dy, ha, va in _places():
@@ -296,7 +297,7 @@ def _name_points(figure: Figure, axes: Axes, runs: Array, means: Sequence[tuple[
                 textcoords="offset points",
                 ha=ha,
                 va=va,
-                fontsize=9.5,
+                fontsize=size,
                 color=colour,
                 weight="bold",
                 parse_math=False,
@@ -316,7 +317,7 @@ def _name_points(figure: Figure, axes: Axes, runs: Array, means: Sequence[tuple[
 
 def _places() -> Iterator[tuple[float, float, str, str]]:
     """Yield offsets in points and alignments for a label, the nearest and most usual first."""
-    for far in (1.0, 2.0, 3.5):
+    for far in (1.0, 2.0, 3.5, 5.0):
         yield 9 * far, 0, "left", "center"
         yield -9 * far, 0, "right", "center"
         yield 0, 9 * far, "center", "bottom"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clgym.agent import EMBEDDED_VIT, TIMM
 from clgym.errors import NotRegisteredError, SourceMissingError
 from clgym.frozen import FrozenModel
+from clgym.reading import encode_class_token, reads_class_token
 
 
 class ViTBackbone(FrozenModel):
@@ -61,7 +62,9 @@ class ViTBackbone(FrozenModel):
         Raises:
             SettingError: The pictures are of another type or shape.
         """
-        features: Tensor = self.model(self.pixels(images))
+        pixels = self.pixels(images)
+        brief = reads_class_token(self.model)
+        features: Tensor = encode_class_token(self.model, pixels) if brief else self.model(pixels)
         return features.float()
 
 
