@@ -17,7 +17,7 @@ FLOORS = tuple(
     for names in (
         "errors events kernels",
         "anytime backend bank batching distances erasure_metrics formulary gating lowrank merging metrics nf4 ops "
-        "philox projection prox record references seeds spaces stacking",
+        "philox precision projection prox record references seeds spaces stacking",
         "agent attention audit backbones canary checkpoint columns conformance contrast counterfactual demands "
         "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder frozen "
         "group_sparse head hub hub_sets images increments inside labels learner lifetime lookahead lora memory "
