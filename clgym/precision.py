@@ -81,7 +81,7 @@ def _corner(box: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _objects(boxes: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-    out = []
+    out: list[dict[str, Any]] = []
     for image, row in zip(*np.nonzero(boxes[..., 0] >= 0), strict=True):
         corner = _corner(boxes[image, row, 1:])
         out.append(
