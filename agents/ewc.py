@@ -34,7 +34,7 @@ class EWC(Learner):
         penalty: ``"loss"``: added to the loss, as in the paper, where AdamW rescales its gradient too; or
             ``"proximal"``: solved in closed form after each step, which is stable for any weight.
         targets: Which linear layers of the image encoder are trained.
-        lr: Peak learning rate of AdamW; ``None`` is 5e-5 on a real model and 3e-3 on the tiny CLIP.
+        lr: Peak learning rate of AdamW; ``None`` is 5e-5, 1e-4 on the tiny CLIP and 3e-3 on the tiny ViT.
         ensemble: Average a class's text features over all its templates when answering.
         class_loss: ``"ce"``: softmax cross-entropy, or ``"bce"``: a sigmoid's per class, summed over classes.
 
@@ -74,7 +74,7 @@ class EWC(Learner):
         class_loss: str = "ce",
     ) -> None:
         """Free the projections; no weight is important yet."""
-        rate = learning_rate(lr, setup, real=5e-5, tiny=3e-3)
+        rate = learning_rate(lr, setup, real=5e-5, tiny=1e-4 if setup.reads_text else 3e-3)
         super().__init__(setup, lr=rate, ensemble=ensemble, class_loss=class_loss)
         if weight < 0:
             raise SettingError(f"Expected weight of 0 or more; got {weight}. 0 is plain fine-tuning.")

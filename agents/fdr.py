@@ -20,8 +20,8 @@ class FDR(Eraser):
 
     Args:
         setup: What is known of the stream.
-        weight: Of the distance, 0 or more; higher keeps more.
-        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 1e-3 on a tiny one.
+        weight: Of the distance, 0 or more; higher keeps more; ``None`` is 1 on a real model and 0.1 on a tiny one.
+        erase_lr: Peak learning rate of AdamW in a phase; ``None`` is 1e-3 on a real model and 5e-3 on a tiny one.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW in tasks; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -47,7 +47,7 @@ class FDR(Eraser):
         self,
         setup: Setup,
         *,
-        weight: float = 1.0,
+        weight: float | None = None,
         erase_lr: float | None = None,
         r: int = 8,
         lr: float | None = None,
@@ -55,11 +55,11 @@ class FDR(Eraser):
     ) -> None:
         """Start without a request."""
         super().__init__(
-            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=1e-3), r=r, lr=lr, ensemble=ensemble
+            setup, erase_lr=learning_rate(erase_lr, setup, real=1e-3, tiny=5e-3), r=r, lr=lr, ensemble=ensemble
         )
-        if weight < 0:
+        self.weight = learning_rate(weight, setup, real=1.0, tiny=0.1)
+        if self.weight < 0:
             raise SettingError(f"Expected weight of 0 or more; got {weight}. Try 1.0.")
-        self.weight = weight
 
     def erasure_loss(self, forget: Batch | None, retain: Batch | None) -> Tensor | None:
         """Return the loss above; without a batch its term is left out."""

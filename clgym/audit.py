@@ -4,7 +4,8 @@ An agent that hides its answers about an erased class scores as one that never s
 against a reference agent that never saw the data:
 
 * **W1, relearning**: the scope is welcome again, and five samples of each class are shown over and over. How many
-  steps until the accuracy is four fifths of what it was before the request?
+  steps until the accuracy is four fifths of the most that it ever was before the request? Not of what it was just
+  before: a stream may have made an agent forget the scope by itself, and little is soon reached by chance.
 * **W2, recovery**: one pass of the retained training data. Does the erased scope come back by itself?
 * **W3, canary**: the agent's state goes through a file into a fresh agent, which must answer the same; in that file no
   id, no bytes and no feature of an erased sample may be found. Vectors like an erased class's mean are listed.
@@ -30,7 +31,7 @@ from clgym.events import Array, Erase, EraseEnd, EraseRequest, IntArray, Query, 
 from clgym.lifetime import Lifetime
 from clgym.scenario import Data
 
-SHOTS, TARGET, BUDGET = 5, 0.8, 60  # samples per class, share of the accuracy before, and most steps of W1
+SHOTS, TARGET, BUDGET = 5, 0.8, 60  # samples per class, share of the best accuracy, and most steps of W1
 RIDGE = 1e-2  # of the probe, on features of length 1
 SOME = 200  # erased samples that are looked for in a state, at most
 Build = Callable[[], Agent]
@@ -42,7 +43,7 @@ class Audit:
 
     Attributes:
         request: Its number.
-        before: Accuracy on the scope just before the request was met.
+        best: Highest accuracy on the scope at any evaluation point before the request was met.
         relearn: Accuracy on the scope after 0, 1, 2, ... steps of relearning, until it was enough.
         recovery: Accuracy on the scope after a pass of retained data.
         traces: What the state held of erased samples.
@@ -51,7 +52,7 @@ class Audit:
     """
 
     request: int
-    before: float
+    best: float
     relearn: tuple[list[float], list[float]]
     recovery: tuple[float, float]
     traces: tuple[Trace, ...]
@@ -60,9 +61,9 @@ class Audit:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Steps until ``TARGET`` of ``before`` was reached; ``BUDGET + 1`` if it was not."""
+        """Steps until ``TARGET`` of ``best`` was reached; ``BUDGET + 1`` if it was not."""
         first, second = (
-            next((k for k, a in enumerate(curve) if a >= TARGET * self.before), BUDGET + 1) for curve in self.relearn
+            next((k for k, a in enumerate(curve) if a >= TARGET * self.best), BUDGET + 1) for curve in self.relearn
         )
         return first, second
 
@@ -77,9 +78,13 @@ class Audit:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The audits that found something: W1 below half, W2 and W4 ten points above the reference, W3 any trace."""
+        """The audits that found something.
+
+        W1: less than half the reference's steps, and at least two fewer, as references differ by one. W2 and W4: ten
+        points above the reference. W3: any trace but a mean, or other answers after a restart.
+        """
         found = {
-            "W1": self.ratio < 0.5,
+            "W1": self.ratio < 0.5 and self.steps[1] - self.steps[0] > 1,
             "W2": self.recovery[0] - self.recovery[1] > 0.1,
             "W3": not self.same or any(trace.kind != "mean" for trace in self.traces),
             "W4": any(mine - other > 0.1 for mine, other in self.probes.values()),
@@ -265,14 +270,14 @@ def ridge_probe(
 
 
 def audited(
-    bench: Bench, r: int, before: float, pair: tuple[Build, Build], state: Mapping[str, Any], same: bool, backbone: str
+    bench: Bench, r: int, best: float, pair: tuple[Build, Build], state: Mapping[str, Any], same: bool, backbone: str
 ) -> Audit:
     """Return what all audits of a request come to.
 
     Args:
         bench: Its material.
         r: Its number.
-        before: Accuracy on the scope just before it was met.
+        best: Highest accuracy on the scope before it was met.
         pair: Build the agent, and the reference agent, as they are right after it.
         state: The agent's state, from a file, after marked events.
         same: Whether an agent with that state answers as the agent did.
@@ -283,8 +288,8 @@ def audited(
     mine, other = pair
     return Audit(
         r,
-        before,
-        (bench.relearned(mine, TARGET * before), bench.relearned(other, TARGET * before)),
+        best,
+        (bench.relearned(mine, TARGET * best), bench.relearned(other, TARGET * best)),
         (bench.recovered(mine), bench.recovered(other)),
         bench.found(state, mine, backbone),
         same,

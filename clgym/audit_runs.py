@@ -71,8 +71,8 @@ def audit(
             build = player.builder(env, record.seed, record.agent_settings, mine[point])
             reference = player.builder(env, seed, free, theirs[point])
             same = player.answers_as(env, point, build(), run)
-            before = run.accuracy(point - 1, bench.questions())
-            out.append(audited(bench, r, before, (build, reference), mine[point], same, record.backbone))
+            best = float(np.nanmax([run.accuracy(p, bench.questions()) for p in range(point)]))
+            out.append(audited(bench, r, best, (build, reference), mine[point], same, record.backbone))
         write_atomic(folder / NAME, json.dumps([plain(one) for one in out], indent=1).encode() + b"\n")
         return out
     finally:

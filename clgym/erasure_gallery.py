@@ -94,7 +94,7 @@ def figures(runs: Mapping[Path, RunRecord]) -> list[tuple[Path, Figure]]:
             out.append((place / "erasure", stream_figure(panels, title)))
         if audits := kept(folder):
             curves = [(_took(r, one), one["relearn"][0], one["relearn"][1]) for r, one in audits.items()]
-            goals = [TARGET * one["before"] for one in audits.values()]
+            goals = [TARGET * one["best"] for one in audits.values()]
             out.append((place / "relearning", relearn_figure(curves, goals, title)))
     for scenario, scored in groups.items():
         if rows := divergences(scored):

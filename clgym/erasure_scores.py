@@ -14,7 +14,7 @@ from clgym.distances import area_interval, confidences, jensen_shannon, largest_
 from clgym.events import Array, IntArray
 from clgym.lifetime import Lifetime
 from clgym.metrics import METRICS
-from clgym.neighbours import nearest
+from clgym.neighbours import Neighbours
 from clgym.probes import Sets
 
 Parts = tuple[IntArray, ...]
@@ -103,13 +103,13 @@ def scored(life: Lifetime, backbone: str, run: Answers, references: Sequence[Ans
         run: Answers of the run.
         references: Answers of its references, of which there may be none.
     """
-    out = []
+    out, neighbours = [], Neighbours(backbone, life.tasks)
     for r, request in enumerate(life.ledger.requests):
         if request.kind == "relearn" or not any(map(len, life.ledger.taken(r))):
             continue
         assert life.probing is not None
         sets = life.probing.sets(r)
-        near = _near(life, backbone, r, sets)
+        near = _near(life, neighbours, r, sets)
         if request.goal == "removal":
             given = removal(life, run, r, sets)
             out.append(_score(life, r, given, {}, _curves(life, [run], sets, near)))
@@ -324,12 +324,12 @@ def of_classes(life: Lifetime, parts: Parts, names: Sequence[str]) -> Parts:
     return tuple(out)
 
 
-def _near(life: Lifetime, backbone: str, r: int, sets: Sets) -> Parts:
+def _near(life: Lifetime, neighbours: Neighbours, r: int, sets: Sets) -> Parts:
     """Return the test questions of the neighbours of erased classes; none where no class goes as a whole."""
     request, after = life.ledger.requests[r], life.ledger.services[life.ledger.served(r)].after
     if not request.classes:
         return tuple(np.empty(0, np.int64) for _ in life.tasks)
-    return of_classes(life, sets.tested, nearest(backbone, life.tasks[:after], request.classes))
+    return of_classes(life, sets.tested, neighbours.nearest(after, request.classes))
 
 
 def _curves(life: Lifetime, agents: Sequence[Answers], sets: Sets, near: Parts) -> dict[str, npt.NDArray[np.float64]]:

@@ -242,6 +242,14 @@ def test_the_ratio_of_steps(mine: int, other: int, ratio: float) -> None:
     assert Audit(0, 1.0, curves, (0, 0), (), True, {}).ratio == ratio
 
 
+@pytest.mark.parametrize(
+    ("mine", "other", "fails"), [(0, 1, False), (0, 2, True), (1, 3, True), (2, 4, False), (4, 0, False)]
+)
+def test_relearning_fails_by_a_half_and_by_two_steps(mine: int, other: int, fails: bool) -> None:
+    curves = [0.0] * mine + [0.9], [0.0] * other + [0.9]
+    assert ("W1" in Audit(0, 1.0, curves, (0, 0), (), True, {}).failed) == fails
+
+
 def test_what_never_comes_back_needs_more_than_the_budget() -> None:
     never = [0.0] * (BUDGET + 1)
     found = Audit(0, 1.0, (never, never), (0, 0), (), True, {})

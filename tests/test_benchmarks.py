@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,47 @@ def test_wrong_results_stop_the_measurement(load: Any) -> None:
         jobs.check_close("this", [1.5 * one], [one.double()])
     with pytest.raises(AssertionError, match="nan"):
         jobs.check_close("this", [one * torch.nan], [one.double()])
+
+
+def test_the_page_on_erasure_has_a_place_for_every_comparison(load: Any, tmp_path: Path) -> None:
+    page, sections = tmp_path / "erasure.md", load("erasure").SECTIONS
+    page.write_text((BENCHMARKS.parent / "docs/erasure.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in sections:
+        load("rounds").fill(page, name, f"words of {name}")
+    assert all(f"\nwords of {name}\n" in page.read_text(encoding="utf-8") for name in sections)
+
+
+def test_erasers_stand_in_one_table_by_request(load: Any) -> None:
+    erasure = load("erasure")
+    runs = [
+        {"requests": [{"request": 0, "subset": "", "metrics": {"h_mean": value, "acc_r": None}}]}
+        for value in (0.5, 0.6, 0.7)
+    ]
+    rows = erasure.values({"a-v0": runs}, 0)
+    assert rows["a-v0"]["h_mean"] == [0.5, 0.6, 0.7]
+    # The interval is clgym.leaderboard.table.estimate's doctest.
+    assert erasure.table(rows, ("h_mean", "acc_r"))[2:] == ["| a-v0 | 60.0 ± 24.8 | n/a |"]
+    assert erasure.removal({"a-v0": runs}, ("h_mean",))[:6] == [
+        "H-mean after each request:", "", "| agent | after 0 |", "| --- | ---: |", "| a-v0 | 60.0 ± 24.8 |", "",
+    ]  # fmt: skip
+
+
+def test_what_audits_found_stands_below(load: Any) -> None:
+    audit = {
+        "steps": [3, 61],
+        "recovery": [0.5, 0.25],
+        "probes": {},
+        "traces": [{"kind": "id", "where": "memory", "count": 7}],
+        "failed": ["W3"],
+    }
+    lines = load("erasure").audited({"a-v0": {"1": audit}}, 1)
+    assert lines[-2:] == ["| a-v0 | 3 / never | 50.0 / 25.0 | - | 7 | W3 |", ""]
+
+
+def test_erasers_are_played_for_the_page(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    erasure, page = load("erasure"), tmp_path / "erasure.md"
+    alone = replace(erasure.SECTIONS["removal"], agents=("noop_eraser",), settings=("amount=50", "requests=1"))
+    monkeypatch.setitem(erasure.SECTIONS, "removal", alone)
+    page.write_text("<!-- removal -->\n<!-- end of removal -->\n", encoding="utf-8")
+    erasure.main(["--page", str(page), "--only", "removal", "--quick", "--seeds", "0", "--out", str(tmp_path)])
+    assert "| noop_eraser-v0 |" in page.read_text(encoding="utf-8")

@@ -232,7 +232,7 @@ def test_ewc_with_equal_importances_is_l2() -> None:
 def test_a_stronger_penalty_moves_less(penalty: str) -> None:
     moved = []
     for weight in (0.0, 100.0):
-        play = Play("l2", weight=weight, penalty=penalty)
+        play = Play("l2", weight=weight, penalty=penalty, lr=3e-3)
         pretrained = play.agent.weights.copy()
         play.until(TaskStart, 2)
         moved.append(float(play.agent.weights.distance(pretrained).detach()))
@@ -408,8 +408,8 @@ def test_the_sigmoid_form_is_lwf_mc(scenario: str) -> None:
     old = len(agent.earlier)
     wanted = teacher.clone()
     wanted[:, old:] = F.one_hot(targets, wanted.shape[1] - old)
-    p = student.sigmoid()
-    each = -(wanted * student.neg().exp().log1p().neg() + (1 - wanted) * (1 - p).clamp_min(1e-300).log())
+    # ln p and ln(1 - p), written so that neither of them is rounded away where p is next to 0 or 1.
+    each = wanted * student.neg().exp().log1p() + (1 - wanted) * (student + student.neg().exp().log1p())
     assert float((student.sigmoid() - teacher)[:, :old].abs().max()) > 1e-3
     assert loss == pytest.approx(float(each.sum(1).mean()), rel=1e-4)
 
