@@ -121,6 +121,8 @@ class Scorer:
         kept: Per task, of which questions the full answers are kept, bool ``(n_j,)``; ``None``: of none.
     """
 
+    needs = ("point", "task", "question", "prediction")  # columns by which a log can be scored anew
+
     def __init__(
         self,
         tasks: Sequence[str],
