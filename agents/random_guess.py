@@ -25,9 +25,7 @@ class RandomGuess(Agent):
         setup: What is known of the stream.
     """
 
-    spec = AgentSpec(
-        id="random_guess-v0", title="Random guess", family="baseline", modalities=("image", "detection")
-    )
+    spec = AgentSpec(id="random_guess-v0", title="Random guess", family="baseline", modalities=("image", "detection"))
 
     def __init__(self, setup: Setup) -> None:
         """Turn the seed into the key of the hash."""

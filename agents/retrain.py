@@ -33,7 +33,6 @@ class Retrain(Learner):
         id="retrain-v0",
         title="Retraining (exact)",
         family="baseline",
-        modalities=("image", "detection"),
         departs=(
             "Not a continual learner: it stores the whole stream, and a request costs as much as all learning until "
             "then. It needs no data from the request."

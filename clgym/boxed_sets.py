@@ -46,7 +46,7 @@ class Pictures:
 
 
 class SquareImages(EncodedImages):
-    """Encoded pictures, each squeezed or stretched to a square (bicubic), so that shares of sides stay what they are."""
+    """Encoded pictures, each squeezed to a square (bicubic), so that shares of sides stay what they are."""
 
     def batch(self, index: IntArray, rng: np.random.Generator | None = None) -> npt.NDArray[np.uint8]:
         """Return fresh pictures ``(B, size, size, 3)``; nothing is drawn.
@@ -94,7 +94,9 @@ def read_pictures(files: Sequence[Path], reading: str = "") -> Pictures:
     try:
         lengths, categories, boxes = _flat(table.data.column("objects").combine_chunks())
     except (KeyError, ValueError, AttributeError, pa.ArrowException) as error:
-        raise SourceError(f"Expected objects with category and bbox in {files[0]}; got {error!r}. {_SCHEMA}.") from error
+        raise SourceError(
+            f"Expected objects with category and bbox in {files[0]}; got {error!r}. {_SCHEMA}."
+        ) from error
     sides = np.column_stack([table.data.column(name).to_numpy() for name in ("width", "height")]).astype(np.float64)
     shares = as_shares(boxes, np.repeat(sides, lengths, axis=0), reading, str(files[0]))
     names = next(_class_names(table.features["objects"]), ())
@@ -168,9 +170,7 @@ def as_shares(
     return np.concatenate([(low + high) / 2, high - low], axis=1)
 
 
-def boxed_task(
-    name: str, title: str, halves: tuple[Pictures, Pictures], size: int, classes: int | None = None
-) -> Task:
+def boxed_task(name: str, title: str, halves: tuple[Pictures, Pictures], size: int, classes: int | None = None) -> Task:
     """Return training and test pictures as a task; pictures without an object and boxes without an area are left out.
 
     Args:
@@ -191,14 +191,18 @@ def boxed_task(
         low, high = (int(edge(part, initial=0)) for part in [np.concatenate(numbers)] for edge in (np.min, np.max))
         if low < 0 or high >= len(names):
             raise SourceError(
-                f"Expected categories from 0 to {len(names) - 1} in {title}; got {low} to {high}. Export the files again."
+                f"Expected categories from 0 to {len(names) - 1} in {title}; got {low} to {high}. "
+                "Export the files again."
             )
     else:
         names = tuple(map(str, np.unique(train.categories.astype(str))))
         numbers = [np.searchsorted(names, half.categories.astype(str)) for half in halves]
         unknown = sorted(set(map(str, test.categories)) - set(names))
         if unknown:
-            raise SourceError(f"Expected the classes of {title} in its training data; got {unknown[0]!r} only in the test.")
+            raise SourceError(
+                f"Expected the classes of {title} in its training data; got {unknown[0]!r} only in the test. "
+                "Add training pictures of it, or remove its objects."
+            )
     taught = np.isin(np.arange(len(names)), numbers[0])
     if not taught.all() or len(names) < 2 or len(names) != (classes or len(names)):
         got = f"{int(taught.sum())} of {len(names)} with one"

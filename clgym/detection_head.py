@@ -64,7 +64,7 @@ class DetectionHead(GrowingHead):
 
         The last logit is that of nothing.
         """
-        seen, boxes = features.split([self.dim, 4], dim=-1)
+        seen, boxes = torch.split(features, [self.dim, 4], dim=-1)
         every = torch.cat([rows, self.nothing])
         return torch.cat([boxes, F.linear(seen, every[:, :-1], every[:, -1])], dim=-1)
 
@@ -104,10 +104,11 @@ class DetectionHead(GrowingHead):
             for row, mask in zip(boxes, there, strict=True)
         ]
         config = SimpleNamespace(**_WEIGHTS, num_labels=logits.shape[-1] - 5)
-        loss, _, _ = ForObjectDetectionLoss(
+        loss: Tensor
+        loss, _, _ = ForObjectDetectionLoss(  # type: ignore[no-untyped-call]
             logits[..., 4:].float(), labels, logits.device, logits[..., :4].float(), config
         )
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def state(self) -> dict[str, Tensor]:
         """Return the blocks by number, and the row of nothing."""

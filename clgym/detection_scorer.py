@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 class DetectionScorer:
-    """Takes detections as :class:`clgym.scorer.Scorer` takes labels; an accuracy is the mAP over classes that are there.
+    """Takes detections as :class:`clgym.scorer.Scorer` takes labels; an accuracy is the mAP over classes with objects.
 
     Of every picture the 100 strongest detections are kept, a row each in ``predictions.parquet``.
 
@@ -71,7 +71,7 @@ class DetectionScorer:
         )
         return share_found(answer, self.truths[task][questions])
 
-    def add_online(self, answer: Array, truth: Boxes) -> float:
+    def add_online(self, answer: Array, truth: Any) -> float:
         """Score a batch that is about to be trained on; return :func:`clgym.precision.share_found`."""
         self._online.append(share_found(answer, truth))
         return self._online[-1]
@@ -138,7 +138,10 @@ class DetectionScorer:
 
     def get_state(self) -> dict[str, Array]:
         """Return what has been answered so far."""
-        return {"online": np.array(self._online), **{name: column.copy() for name, column in self.predictions().items()}}
+        return {
+            "online": np.array(self._online),
+            **{name: column.copy() for name, column in self.predictions().items()},
+        }
 
     def set_state(self, state: Mapping[str, Array]) -> None:
         """Continue from what :meth:`get_state` returned."""

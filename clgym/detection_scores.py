@@ -28,9 +28,7 @@ def scored(life: Lifetime, run: DetectionScorer) -> list[RequestScore]:
         if request.kind == "relearn" or not any(map(len, life.ledger.taken(r))):
             continue
         ledger, point = life.ledger, point_of(life, r)
-        others = [
-            (ledger.served(other), q.classes) for other, q in enumerate(ledger.requests) if q.kind != "relearn"
-        ]
+        others = [(ledger.served(other), q.classes) for other, q in enumerate(ledger.requests) if q.kind != "relearn"]
         gone = {name for served, names in others if served <= ledger.served(r) for name in names}
         earlier = {name for served, names in others if served < ledger.served(r) for name in names}
         staying = [name for name in life.space.met(ledger.services[ledger.served(r)].after)[0] if name not in gone]

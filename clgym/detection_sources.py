@@ -86,7 +86,7 @@ def embedded_scenes() -> Task:
         images = ArrayImages(scenes.pictures, np.zeros(len(scenes)))
         halves.append(BoxedImages(images, scenes.boxes[there], there.sum(axis=1)))
     about = f"Scenes of one to three objects of {len(composed.CLASSES)} classes of the picture world."
-    return Task("scenes", about, composed.CLASSES, tuple((name,) for name in composed.CLASSES), *halves)
+    return Task("scenes", about, composed.CLASSES, tuple((name,) for name in composed.CLASSES), halves[0], halves[1])
 
 
 def _hub(boxes: str) -> DetectionSource:
@@ -119,9 +119,9 @@ def hub_pictures(name: str, size: int, boxes: str = "") -> Task:
 
 
 def _folder(path: Path, backbone: str, boxes: str) -> DetectionSource:
-    size = HUB_SIDE
-    if backbone == EMBEDDED_YOLOS:
-        from clgym.worlds.composed import SCENE as size
+    from clgym.worlds.composed import SCENE
+
+    size = SCENE if backbone == EMBEDDED_YOLOS else HUB_SIDE
     halves = []
     for names in (("train",), ("test", "validation", "val")):
         files = [file for name in names for file in sorted(path.glob(f"{name}*.parquet"))]

@@ -1,4 +1,4 @@
-"""Frozen pre-trained object detectors by name: YOLOS of ``transformers``, a plain vision transformer that sets boxes."""
+"""Frozen pre-trained object detectors by name: YOLOS of ``transformers``, a plain vision transformer with slots."""
 
 from __future__ import annotations
 

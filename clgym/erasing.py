@@ -62,8 +62,7 @@ class RetainFinetune:
             learner.begin_task(TaskStart(None, "", "", names, prompts, samples, event.steps - event.step))
         place = np.full(len(event.classes), -1)
         place[kept] = np.arange(len(kept))
-        targets = event.retain.targets
-        assert isinstance(targets, np.ndarray)
+        targets: Any = event.retain.targets
         boxed = targets.ndim == 3
         learner.learn(replace(event.retain, targets=renumbered(targets, place) if boxed else place[targets]))
 

@@ -256,7 +256,7 @@ class Ledger:
     def _add(
         self, chosen: list[BoolArray], pool: list[BoolArray], q: Request, part: str, rng: np.random.Generator
     ) -> None:
-        """Mark the samples of a pool that a request may read to ``"forget"`` or ``"retain"``: all, or some per class."""
+        """Mark the samples of a pool that a request may ``"forget"`` or ``"retain"``: all, or some per class."""
         if getattr(q, part) == "full":
             for t, rows in enumerate(pool):
                 chosen[t] |= rows

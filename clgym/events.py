@@ -1,7 +1,7 @@
 """What an environment shows an agent: frozen events, NumPy arrays, batch first.
 
-``B`` is the batch size, ``C`` the number of candidates, ``M`` the largest number of objects in a picture. Nothing in an event leads to the label of a
-:class:`Query`.
+``B`` is the batch size, ``C`` the number of candidates, ``M`` the largest number of objects in a picture. Nothing in an
+event leads to the label of a :class:`Query`.
 """
 
 from __future__ import annotations

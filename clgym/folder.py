@@ -325,9 +325,7 @@ def parquet_footer(file: Path, columns: Sequence[str], fix: str) -> int:
     footer = _footer(file)
     names = footer.schema.to_arrow_schema().names
     if missing := [name for name in columns if name not in names]:
-        raise SourceError(
-            f"Expected the column {missing[0]!r} in {file}; got {', '.join(map(repr, names))}. {fix}."
-        )
+        raise SourceError(f"Expected the column {missing[0]!r} in {file}; got {', '.join(map(repr, names))}. {fix}.")
     return int(footer.num_rows)
 
 

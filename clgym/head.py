@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from clgym.errors import RecordError
 
-
 UNMET = -1e4  # logit of a class that has no row
 
 

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from clgym.agent import Agent, Footprint, Setup
 from clgym.attention import Encoders, lora_targets, part_of, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
+from clgym.detection_head import DetectionHead, head_for
 from clgym.device import pick_device, pick_precision
 from clgym.distil import sigmoid_loss
 from clgym.erasing import RetainFinetune, drop_from
 from clgym.errors import SettingError
 from clgym.events import Answer, Array, Erase, EraseEnd, EraseRequest, Inputs, Query, TaskEnd, TaskStart, Train
-from clgym.detection_head import DetectionHead, head_for
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
 from clgym.optim import AdamWProx, load_moments, moments

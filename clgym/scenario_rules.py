@@ -183,7 +183,7 @@ def tasks_give_the_steps_they_promise(stream: Stream) -> str:
 
 
 def targets_are_within_the_classes(stream: Stream) -> str:
-    """Targets are texts, int64 indices into ``TaskStart.classes``, or boxes that begin with one; a class has a prompt."""
+    """Targets are texts, int64 indices into ``TaskStart.classes``, or boxes with one; every class has a prompt."""
     for start, trains, _ in stream.taught():
         if len(start.prompts) != len(start.classes) or not all(start.prompts):
             return f"Expected a prompt for each class of {start.name!r}; got too few. Fill Task.prompts."
@@ -202,7 +202,9 @@ def targets_are_within_the_classes(stream: Stream) -> str:
 def _fault_of_boxes(boxes: Array, classes: int) -> str:
     there = boxes[..., 0] >= 0
     of = boxes[there]
-    whole = (of[:, 0] == of[:, 0].astype(int)) & (of[:, 0] < classes) & ((of[:, 1:] >= 0) & (of[:, 1:] <= 1)).all(axis=1)
+    whole = (
+        (of[:, 0] == of[:, 0].astype(int)) & (of[:, 0] < classes) & ((of[:, 1:] >= 0) & (of[:, 1:] <= 1)).all(axis=1)
+    )
     if whole.all() and (there[:, :-1] >= there[:, 1:]).all():
         return ""
     return f"Expected boxes (B, M, 5) of classes below {classes} in shares of the image, empty rows last; got others."

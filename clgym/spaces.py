@@ -10,7 +10,6 @@ import numpy as np
 from clgym.errors import InvalidAnswerError
 from clgym.events import Array, End, Erase, EraseEnd, EraseRequest, Event, Guess, Query, TaskEnd, TaskStart, Train
 
-
 SLOTS = 100  # most detections of an answer about one image, as COCO counts them
 
 
@@ -50,8 +49,9 @@ class EventSpace(gymnasium.Space[Event]):
         match x:
             case Train():
                 whole = self._inputs(x.inputs) and len(x.ids) == len(x.inputs) == len(x.targets)
-                boxed = isinstance(x.targets, np.ndarray) and x.targets.dtype.kind == "f"
-                return whole and x.ids.dtype == np.int64 and (not boxed or x.targets.shape[2:] == (5,))
+                if isinstance(x.targets, np.ndarray) and x.targets.dtype.kind == "f" and x.targets.shape[2:] != (5,):
+                    return False
+                return whole and x.ids.dtype == np.int64
             case Query():
                 return self._inputs(x.inputs) and len(x.prompts) == len(x.candidates) > 0
             case TaskStart():
@@ -85,11 +85,10 @@ class EventSpace(gymnasium.Space[Event]):
 
 
 class AnswerSpace(gymnasium.Space[Any]):
-    """Answers to events: labels ``(B,)``, log-probabilities ``(B, C)``, detections ``(B, Q, 4 + C)``, a :class:`Guess`,
-    or ``None``.
+    """Answers to events: labels, log-probabilities, detections, a :class:`Guess`, or ``None``.
 
-    Membership says that ``x`` could answer *some* query of the stream; whether it answers the last one
-    is checked by ``step``.
+    Shapes are ``(B,)``, ``(B, C)`` and ``(B, Q, 4 + C)``; see :class:`clgym.events.Query`. Membership says that ``x``
+    could answer *some* query of the stream; whether it answers the last one is checked by ``step``.
 
     Args:
         classes: Largest number of candidates of a query.

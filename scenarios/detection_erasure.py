@@ -2,16 +2,16 @@
 
 A pre-trained detector learns all classes in one task, then loses some at each request. Goal ``"removal"``: objects of
 these classes must no longer be found. After each request all classes are looked for; what stays and what goes is told
-by the average precision of classes (``clgym erasure``): Acc_r, Acc_f, Acc_o, Acc_m and H-mean of GS-LoRA, with mAP@[.50:.95]
-in the place of accuracy.
+by the average precision of classes (``clgym erasure``): Acc_r, Acc_f, Acc_o, Acc_m and H-mean of GS-LoRA, with
+mAP@[.50:.95] in the place of accuracy.
 
 What may be read to forget are pictures with an object of the classes that must go, and of their objects only these; to
 retain, pictures without any. A picture that holds a class that went is gone with it.
 
-Departs from the paper (arXiv:2403.11530), which removes classes of COCO from Deformable DETR: the detector here is YOLOS
-(arXiv:2106.00666), a plain vision transformer, which low-rank adapters of its blocks reach. The stream begins with a
-task that teaches all classes, so that every agent has the same data and steps for it. Pictures are squeezed to squares.
-Steps are counted, not epochs, and how many classes go at a time is not the paper's.
+Departs from the paper (arXiv:2403.11530), which removes classes of COCO from Deformable DETR: the detector here is
+YOLOS (arXiv:2106.00666), a plain vision transformer, which low-rank adapters of its blocks reach. The stream begins
+with a task that teaches all classes, so that every agent has the same data and steps for it. Pictures are squeezed to
+squares. Steps are counted, not epochs, and how many classes go at a time is not the paper's.
 """
 
 from __future__ import annotations

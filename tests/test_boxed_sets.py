@@ -36,9 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def write(
-    path: Path, rows: Sequence[Row] = ROWS, names: Sequence[str] | None = NAMES, *, sizes: bool = False
-) -> Path:
+def write(path: Path, rows: Sequence[Row] = ROWS, names: Sequence[str] | None = NAMES, *, sizes: bool = False) -> Path:
     """Write pictures as `detection-datasets/coco` has them; ``names=None`` writes categories as texts."""
     rng = np.random.default_rng(0)
     kind: Any = datasets.Value("string") if names is None else datasets.ClassLabel(names=list(names))
@@ -78,9 +76,7 @@ def write(
 
 @pytest.mark.parametrize("names", [NAMES, None])
 @pytest.mark.parametrize("sizes", [False, True])
-def test_boxes_become_shares_however_they_are_written(
-    tmp_path: Path, names: Sequence[str] | None, sizes: bool
-) -> None:
+def test_boxes_become_shares_however_they_are_written(tmp_path: Path, names: Sequence[str] | None, sizes: bool) -> None:
     found = read_pictures([write(tmp_path / "a.parquet", names=names, sizes=sizes)])
     assert found.counts.tolist() == [2, 1, 0, 2]
     assert found.names == (NAMES if names else ())
@@ -92,7 +88,7 @@ def test_boxes_become_shares_however_they_are_written(
 def test_boxes_that_fit_both_readings_or_none_are_refused(tmp_path: Path) -> None:
     small: list[Row] = [(100, 100, [(0, (1, 1, 5, 5)), (1, (1, 1, 5, 5)), (2, (1, 1, 5, 5))])]
     path = write(tmp_path / "a.parquet", small)
-    with pytest.raises(SourceError, match="got some that fit both. Say which with boxes=corners or boxes=sizes"):
+    with pytest.raises(SourceError, match=r"got some that fit both\. Say which with boxes=corners or boxes=sizes"):
         read_pictures([path])
     assert read_pictures([path], "corners").boxes[0, 2] == pytest.approx(0.04)
     assert read_pictures([path], "sizes").boxes[0, 2] == pytest.approx(0.05)
@@ -106,7 +102,9 @@ def test_boxes_that_fit_both_readings_or_none_are_refused(tmp_path: Path) -> Non
 def test_columns_that_are_missing_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     datasets.Dataset.from_dict({"image": [b""], "width": [1], "height": [1]}).to_parquet(str(path))
-    with pytest.raises(SourceError, match=r"Expected the column 'objects' in .*a\.parquet; got 'image'.*datasets.Image"):
+    with pytest.raises(
+        SourceError, match=r"Expected the column 'objects' in .*a\.parquet; got 'image'.*datasets.Image"
+    ):
         read_pictures([path])
     path = tmp_path / "b.parquet"
     rows = {"image": [b""], "width": [1], "height": [1], "objects": [{"category": [1]}]}
@@ -135,7 +133,7 @@ def test_a_folder_is_a_task_of_squares(tmp_path: Path) -> None:
     assert isinstance(data, BoxedImages)
     # The picture without an object is gone, and so is the box without an area.
     assert len(data) == 3
-    assert data.batch(np.arange(3)).shape == (3, 64, 64, 3)
+    assert np.asarray(data.batch(np.arange(3))).shape == (3, 64, 64, 3)
     assert data.boxes(np.arange(3))[..., 0].tolist() == [[1, 0], [2, -1], [0, -1]]
     assert data.targets.tolist() == [0, 2, 0]
 
@@ -169,7 +167,9 @@ def test_halves_must_go_together(tmp_path: Path) -> None:
 
 def test_backbones_and_readings_that_do_not_fit(tmp_path: Path) -> None:
     own = folder(tmp_path / "own")
-    with pytest.raises(SettingError, match=r"Expected the backbone of a folder as one of 'embedded/tiny-yolos', .*; got 'x'"):
+    with pytest.raises(
+        SettingError, match=r"Expected the backbone of a folder as one of 'embedded/tiny-yolos', .*; got 'x'"
+    ):
         clgym.make("Detection-Erasure-v0", source=own, backbone="x")
     with pytest.raises(SettingError, match="Expected no backbone with source 'hub'"):
         clgym.make("Detection-Erasure-v0", source="hub", backbone="embedded/tiny-yolos")
@@ -188,7 +188,9 @@ def test_the_hubs_coco(monkeypatch: pytest.MonkeyPatch) -> None:
     write(place / "train-00000-of-00002-ab.parquet", ROWS[:2])
     write(place / "train-00001-of-00002-cd.parquet", ROWS[2:])
     write(place / "val-00000-of-00001-ef.parquet")
-    with pytest.raises(SourceError, match=r"Expected 117,266 and 4,952 rows in detection-datasets/coco@main; got 4 and 4"):
+    with pytest.raises(
+        SourceError, match=r"Expected 117,266 and 4,952 rows in detection-datasets/coco@main; got 4 and 4"
+    ):
         hub_pictures("coco", 64)
     monkeypatch.setitem(SETS, "coco", replace(data, sizes=(("train", 4), ("val", 4))))
     with pytest.raises(SourceError, match="Expected 80 classes in COCO 2017 detection"):

@@ -25,11 +25,12 @@ from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
 
 
 def scenes() -> list[tuple[str, str]]:
-    """Return every agent with a scenario on CLIP and one on a vision transformer, except where it cannot do with it."""
+    """Return every agent with a scenario on each kind of model, except where it cannot do with it."""
     specs = {id: entry.spec for id, entry in entries("agents").items()}
     clip = [(id, "CLIP-MTIL-v0") for id, spec in specs.items() if not spec.needs_head]
     plain = [(id, "ViT-CIFAR100-CIL-v0") for id, spec in specs.items() if not spec.needs_text]
-    return sorted(clip + plain)
+    boxes = [(id, "Detection-Erasure-v0") for id, spec in specs.items() if "detection" in spec.modalities]
+    return sorted(clip + plain + boxes)
 
 
 @pytest.mark.parametrize("id", entries("scenarios"))
@@ -150,7 +151,7 @@ class Sorted(ContinualEnv):
         event = super()._build(position)
         if isinstance(event, Train):
             assert isinstance(event.targets, np.ndarray)
-            return replace(event, ids=100 * event.targets + event.ids)
+            return replace(event, ids=100 * event.targets.astype(np.int64) + event.ids)
         return event
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_a_state_comes_back_and_must_be_a_detectors() -> None:
     one, other = head(), head()
     one.grow(["eel"], torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one.nothing += 1
+        one.nothing.add_(1)
     other.restore(one.groups, one.state())
     assert list(other.names) == ["cat", "dog", "eel"]
     assert torch.equal(other.rows(["eel"]), one.rows(["eel"]))
@@ -111,7 +112,7 @@ def test_every_linear_of_a_block_takes_an_adapter() -> None:
     before = backbone.encode_images(pictures)
     lora = adapt(backbone.model, r=2, targets=names, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(backbone.encode_images(pictures), before)
-    backbone.encode_images(pictures).sum().backward()
+    backbone.encode_images(pictures).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [layer.Bt.grad for _, layer in lora.layers]
     # Boxes and features are read off the slots alone, so that what the last block makes of patches does not matter.
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
@@ -125,7 +126,7 @@ def test_gaps_in_the_numbering_of_classes_are_no_classes(tmp_path: Path) -> None
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=[16, 16],
         patch_size=8, num_detection_tokens=3, id2label=names, label2id={"N/A": 0, "person": 1, "car": 3},
     )  # fmt: skip
-    model = YolosForObjectDetection(config)
+    model: Any = YolosForObjectDetection(config)
     backbone = Detector("x", model, image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
     own = head_for(backbone, 8, CPU)
     assert list(own.names) == ["person", "car"]

@@ -65,7 +65,9 @@ def test_the_log_has_a_row_per_detection_and_gives_the_same_report() -> None:
     assert np.array_equal(again.R, [[0.5], [1.0]])
 
 
-@pytest.mark.parametrize(("name", "value"), [("point", 2), ("task", 1), ("question", 4), ("question", -1), ("class", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("point", 2), ("task", 1), ("question", 4), ("question", -1), ("class", -1)]
+)
 def test_a_log_of_another_stream_is_refused(name: str, value: int) -> None:
     log = asked().predictions()
     log[name] = log[name].copy()

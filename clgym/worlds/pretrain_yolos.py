@@ -34,7 +34,7 @@ NOTHING = len(composed.CLASSES)
 @torch.inference_mode()
 def detect(model: YolosForObjectDetection, pictures: Any) -> Boxes:
     """Return detections, float32 ``(B, Q, 4 + C)``: a box of each slot, then the probability of each class."""
-    found = [model(tiny_clip.normalise(part)) for part in torch.from_numpy(pictures).split(100)]
+    found = [model(tiny_clip.normalise(part)) for part in torch.split(torch.from_numpy(pictures), 100)]
     boxes, logits = torch.cat([out.pred_boxes for out in found]), torch.cat([out.logits for out in found])
     return torch.cat([boxes, logits.softmax(-1)[..., :-1]], dim=-1).numpy()
 
@@ -62,7 +62,8 @@ def loss_of(found: Any, classes: Tensor, places: Tensor) -> Tensor:
     held = classes < NOTHING
     mine, true = found.pred_boxes[held], places[held]
     corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (mine, true))
-    return entropy + 5 * (mine - true).abs().sum(-1).mean() + 2 * generalized_box_iou_loss(*corners).mean()
+    total: Tensor = entropy + 5 * (mine - true).abs().sum(-1).mean() + 2 * generalized_box_iou_loss(*corners).mean()
+    return total
 
 
 def train(*, steps: int, batch: int, images: int, seed: int, rate: float) -> tuple[YolosForObjectDetection, float]:
@@ -98,7 +99,8 @@ def train(*, steps: int, batch: int, images: int, seed: int, rate: float) -> tup
             schedule.step()
             losses.append(loss.item())
             progress.update(bar, advance=1)
-    return model.eval(), float(np.mean(losses[-max(1, steps // 50) :]))
+    model.train(False)
+    return model, float(np.mean(losses[-max(1, steps // 50) :]))
 
 
 def write(model: YolosForObjectDetection, out: Path, settings: dict[str, Any]) -> dict[str, Any]:

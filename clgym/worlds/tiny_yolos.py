@@ -79,7 +79,8 @@ def start_from_vit(model: YolosForObjectDetection) -> None:
     unexpected = model.load_state_dict(state, strict=False).unexpected_keys
     assert not unexpected, unexpected
     for head in (model.class_labels_classifier, model.bbox_predictor):
-        for layer in head.layers:
+        layers: Any = head.layers
+        for layer in layers:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
@@ -106,4 +107,5 @@ def load(weights: Path = WEIGHTS) -> YolosForObjectDetection:
     with torch.random.fork_rng(devices=[]):
         model = build()
     model.load_state_dict(load_file(weights))
-    return model.eval()
+    model.train(False)
+    return model
