@@ -63,12 +63,14 @@ class Section:
         return words + (["--references", str(self.references)] if self.references else [])
 
 
+DETECTION = ("gs_lora", "finetune_retain", "gradient_ascent", "sequential_lora", "mask_logits", "noop_eraser")
 FEW = ("gs_lora", "gs_lora_pp", "gradient_ascent", "finetune_retain")
 SECTIONS = {
     "erasure_class": Section("CLIP-Erasure-v0", CALIBRATION, COUNTERFACTUAL, (), 3, True),
     "removal": Section("ViT-Erasure-ImageNet100-v0", REMOVAL, REMOVED),
     "erasure_task": Section("CLIP-Erasure-v0", CALIBRATION, COUNTERFACTUAL, ("kind=task",), 3, True),
     "removal_few": Section("ViT-Erasure-ImageNet100-v0", FEW, REMOVED, ("shots=4", "missing=5")),
+    "removal_boxes": Section("Detection-Erasure-v0", DETECTION, REMOVED),
 }
 QUICK = ("steps=2", "erase_steps=2")
 
