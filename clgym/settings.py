@@ -68,7 +68,7 @@ def chosen(room: Room, id: str, pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         SettingError: A text has no ``=``, a name is unknown, or a value is of another type than the default.
     """
-    texts = {name: text for name, _, text in (pair.partition("=") for pair in pairs)}
+    texts = {name: _literal(text) for name, _, text in (pair.partition("=") for pair in pairs)}
     known = choosable(room, id, texts)
     out = {}
     for pair in pairs:

@@ -102,6 +102,7 @@ def test_settings_of_the_host_reach_it(play: Any) -> None:
 def test_the_command_line_knows_the_hosts_settings() -> None:
     read = chosen("agents", "lingocl", ["host.size=7", "host=replay"])
     assert read == {"host": "replay", "host.size": 7}
+    assert chosen("agents", "lingocl", ["host.size=7", 'host="replay"']) == read  # as a sweep passes it on
     assert cell(STREAM, "lingocl", agent_settings=read).agent_settings == read
     assert cell(STREAM, "lingocl", agent_settings={"host": "replay", "host.size": 200}).agent_settings == {
         "host": "replay"
