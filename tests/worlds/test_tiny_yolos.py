@@ -90,11 +90,11 @@ def test_the_loss_on_a_worked_case() -> None:
     classes, places = torch.full((1, 6), 12), torch.zeros(1, 6, 4)
     classes[0, 0], places[0, 0] = 3, torch.tensor([0.25, 0.25, 0.2, 0.2])
     found = SimpleNamespace(logits=logits, pred_boxes=places.clone())
-    # Weights: 1 for the object and 0.1 for each of five slots, of which none errs.
-    assert pretrain_yolos.loss_of(found, classes, places).item() == pytest.approx(math.log(2) / 1.5, abs=1e-6)
+    # Weights: 1 for the object and 0.1 for each of five slots, of which none errs. The library adds 1e-7 to areas.
+    assert pretrain_yolos.loss_of(found, classes, places).item() == pytest.approx(math.log(2) / 1.5, abs=2e-5)
     found.pred_boxes[0, 0, 0] = 0.35  # half of it beside: IoU 1/3, the hull is filled
     more = 5 * 0.1 + 2 * (1 - 1 / 3)
-    assert pretrain_yolos.loss_of(found, classes, places).item() == pytest.approx(math.log(2) / 1.5 + more, abs=1e-5)
+    assert pretrain_yolos.loss_of(found, classes, places).item() == pytest.approx(math.log(2) / 1.5 + more, abs=2e-5)
 
 
 def test_pre_training_is_a_function_of_its_settings_and_lowers_the_loss() -> None:
