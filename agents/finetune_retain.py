@@ -30,6 +30,7 @@ class FinetuneRetain(Eraser):
         title="Fine-tuning on retained data",
         paper="arXiv:1911.04933",
         family="baseline",
+        modalities=("image", "detection"),
         departs="Trains a merged LoRA on the image encoder, against a fixed classifier; the paper trains all weights.",
     )
 

@@ -34,6 +34,7 @@ class GradientAscent(Eraser):
         paper="arXiv:1911.04933",
         code="github.com/meghdadk/SCRUB@98ffb11",
         family="baseline",
+        modalities=("image", "detection"),
         departs=(
             "Trains a merged LoRA on the image encoder, against a fixed classifier, with AdamW; the papers train all "
             "weights. The ascent has no bound."

@@ -43,6 +43,7 @@ class GSLoRA(Eraser):
         paper="arXiv:2403.11530",
         code="github.com/bjzhb666/GS-LoRA@0f3228f",
         family="architecture",
+        modalities=("image", "detection"),
         departs=(
             "Adapters are not scaled by 1/8, and the learning rate is an eighth of the code's 1e-2 instead. One weight "
             "beta for all requests, where the scripts tune it for each. The running mean of the weights, which the "

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.events import Erase, EraseEnd, EraseRequest, TaskEnd, TaskStart, Train
-from clgym.head import GrowingHead
-from clgym.learner import UNMET, Learner, Prompts, learning_rate
+from clgym.head import UNMET, GrowingHead
+from clgym.learner import Learner, Prompts, learning_rate
 from clgym.seeds import agent_seed
 
 

@@ -10,7 +10,8 @@ import torch
 from clgym.agent import AgentSpec, Setup
 from clgym.errors import SettingError
 from clgym.events import Answer, Erase, Query, TaskStart
-from clgym.learner import UNMET, Learner, learning_rate
+from clgym.head import UNMET
+from clgym.learner import Learner, learning_rate
 
 MASKS = ("off", "least")
 
@@ -25,7 +26,7 @@ class MaskLogits(Learner):
     Args:
         setup: What is known of the stream.
         mask: ``"off"``: the logit of a hidden class is as that of one never met; ``"least"``: it is the smallest of the
-            others', which looks like a class that merely does not fit.
+            others', which looks like a class that merely does not fit. A detector's scores become 0 in both.
         r: Rank of every adapter.
         lr: Peak learning rate of AdamW; ``None`` is 1e-3.
         ensemble: Average a class's text features over all its templates when answering.
@@ -38,6 +39,7 @@ class MaskLogits(Learner):
         id="mask_logits-v0",
         title="Masked logits (suppression)",
         family="baseline",
+        modalities=("image", "detection"),
         departs="Not a method: it shows which numbers a mask can fool.",
     )
 
@@ -59,9 +61,12 @@ class MaskLogits(Learner):
         """Look at nothing; the mask is in place since the request."""
 
     def answer(self, event: Query) -> Answer:
-        """Return log-probabilities over the candidates, float32 ``(B, C)``, those of hidden classes replaced."""
+        """Return log-probabilities ``(B, C)`` or detections ``(B, Q, 4 + C)``, those of hidden classes replaced."""
         said = torch.as_tensor(super().answer(event))
         hidden = torch.tensor([name in self.erasing.gone for name in event.candidates])
+        if event.wants == "boxes":
+            said[..., 4:][..., hidden] = 0.0
+            return said.numpy()
         if hidden.all():
             return torch.full_like(said, -math.log(len(hidden))).numpy()
         if hidden.any():

@@ -27,6 +27,7 @@ class NoopEraser(Learner):
         id="noop_eraser-v0",
         title="No erasure",
         family="baseline",
+        modalities=("image", "detection"),
         departs="Not a method: it says that it has forgotten, and has not.",
     )
 

@@ -11,6 +11,7 @@ from clgym.events import Answer, Erase, EraseEnd, EraseRequest, Query
 from clgym.seeds import agent_seed
 
 TIE = 1e-3  # spread of the log-probabilities: enough to rank them, too little to say anything
+BOXES = 10  # of an image
 
 
 class RandomGuess(Agent):
@@ -24,7 +25,7 @@ class RandomGuess(Agent):
         setup: What is known of the stream.
     """
 
-    spec = AgentSpec(id="random_guess-v0", title="Random guess", family="baseline")
+    spec = AgentSpec(id="random_guess-v0", title="Random guess", family="baseline", modalities=("image", "detection"))
 
     def __init__(self, setup: Setup) -> None:
         """Turn the seed into the key of the hash."""
@@ -32,8 +33,12 @@ class RandomGuess(Agent):
         self.key = agent_seed(setup.seed).to_bytes(8, "little")
 
     def answer(self, event: Query) -> Answer:
-        """Return log-probabilities over the candidates, float32 ``(B, C)``."""
+        """Return log-probabilities ``(B, C)``, or ten detections anywhere ``(B, 10, 4 + C)``, float32."""
         assert isinstance(event.inputs, np.ndarray)
+        if event.wants == "boxes":
+            width = 4 + len(event.candidates)
+            rows = [self._noise(image.tobytes(), BOXES * width) / TIE for image in event.inputs]
+            return np.stack(rows).reshape(-1, BOXES, width).astype(np.float32)
         logits = np.stack([self._noise(image.tobytes(), len(event.candidates)) for image in event.inputs])
         answer: Answer = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
         return answer

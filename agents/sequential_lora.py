@@ -32,6 +32,7 @@ class SequentialLoRA(Learner):
         title="Sequential LoRA",
         paper="arXiv:2106.09685",
         family="baseline",
+        modalities=("image", "detection"),
         departs="One adapter per task, merged before the next is drawn; the paper has a single task.",
     )
 

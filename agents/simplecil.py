@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
 from clgym.events import Answer, Query, TaskStart, Train
-from clgym.learner import UNMET, Learner
+from clgym.head import UNMET
+from clgym.learner import Learner
 
 
 class SimpleCIL(Learner):

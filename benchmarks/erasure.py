@@ -47,6 +47,7 @@ class Section:
         settings: Settings of the scenario.
         references: References of each run.
         audits: Whether the runs of the first seed are audited.
+        rates: Values of ``erase_lr`` by agent where a tuning seed chose another than the agent's own.
     """
 
     scenario: str
@@ -55,20 +56,26 @@ class Section:
     settings: tuple[str, ...] = ()
     references: int = 0
     audits: bool = False
+    rates: tuple[tuple[str, float], ...] = ()
 
     def command(self, agent: str, seeds: str) -> list[str]:
         """Return what a user types to play an agent."""
         words = ["clgym", "run", self.scenario, "--agent", agent, "--seeds", seeds]
         words += [word for setting in self.settings for word in ("--with", setting)]
+        words += [word for id, rate in self.rates if id == agent for word in ("--set", f"erase_lr={rate:g}")]
         return words + (["--references", str(self.references)] if self.references else [])
 
 
+DETECTION = ("gs_lora", "finetune_retain", "gradient_ascent", "sequential_lora", "mask_logits", "noop_eraser")
 FEW = ("gs_lora", "gs_lora_pp", "gradient_ascent", "finetune_retain")
 SECTIONS = {
     "erasure_class": Section("CLIP-Erasure-v0", CALIBRATION, COUNTERFACTUAL, (), 3, True),
     "removal": Section("ViT-Erasure-ImageNet100-v0", REMOVAL, REMOVED),
     "erasure_task": Section("CLIP-Erasure-v0", CALIBRATION, COUNTERFACTUAL, ("kind=task",), 3, True),
     "removal_few": Section("ViT-Erasure-ImageNet100-v0", FEW, REMOVED, ("shots=4", "missing=5")),
+    "removal_boxes": Section(
+        "Detection-Erasure-v0", DETECTION, REMOVED, rates=(("gs_lora", 1e-2), ("finetune_retain", 1e-2))
+    ),
 }
 QUICK = ("steps=2", "erase_steps=2")
 
@@ -112,7 +119,9 @@ def written(section: Section, seeds: str, out: Path) -> list[str]:
             if not (folders[0] / "audit.json").is_file():
                 clgym("audit", folders[0])
             audits[name] = {str(one["request"]): one for one in json.loads((folders[0] / "audit.json").read_text())}
-    lines = ["```bash", shlex.join(section.command("AGENT", seeds)), "```", ""]
+    lines = ["```bash", shlex.join(section.command("AGENT", seeds))]
+    lines += [shlex.join(section.command(agent, seeds)) for agent, _ in section.rates]
+    lines += ["```", ""]
     minutes = sum(record.resources["seconds"] for record in records) / 60
     lines += [f"{len(records)} runs of {minutes:.1f} minutes in all; {hardware()}.", ""]
     if section.columns is REMOVED:

@@ -21,6 +21,7 @@ from clgym.backbones import load_clip
 from clgym.scenario import Data
 from clgym.sources import STREAMS, TINY_CLIP, TINY_VIT, embedded_classes, embedded_task
 from clgym.vit import load_vit
+from clgym.worlds import composed, pretrain_yolos, tiny_yolos
 from clgym.worlds.styles import STYLES
 
 CPU = torch.device("cpu")
@@ -75,6 +76,30 @@ def sheets(folder: Path) -> None:
     sheet(folder / "streams_hard.png", [np.asarray(hard.train.batch(np.array(starts) + i)) for i in range(4)])
 
 
+def scenes_sheet(folder: Path) -> None:
+    """Draw test scenes with what the tiny detector sees in them."""
+    import matplotlib.pyplot as plt
+
+    scenes = composed.draw("test", 12)
+    found = pretrain_yolos.detect(tiny_yolos.load(), scenes.pictures)
+    figure, axes = plt.subplots(3, 4, figsize=(10, 8.2), layout="constrained")
+    for picture, slots, axis in zip(scenes.pictures, found, axes.flat, strict=True):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_axis_off()
+        seen = sorted(f"{composed.CLASSES[slot[4:].argmax()]} {100 * slot[4:].max():.0f}" for slot in sure(slots))
+        axis.set_title(", ".join(seen), fontsize=9)
+        for x, y, width, height in (composed.SCENE * sure(slots)[:, :4]).tolist():
+            corner = x - width / 2 - 0.5, y - height / 2 - 0.5
+            axis.add_patch(plt.Rectangle(corner, width, height, fill=False, color="red", linewidth=1.5))
+    figure.savefig(folder / "streams_boxes.png", dpi=80)
+    plt.close(figure)
+
+
+def sure(slots: np.ndarray) -> np.ndarray:
+    """Return the slots `(Q, 4 + C)` that hold something with a probability above one half."""
+    return slots[slots[:, 4:].max(axis=1) > 0.5]
+
+
 def main() -> None:
     """Print the table; draw the sheets if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -83,6 +108,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if chosen.sheet:
         sheets(chosen.sheet)
+        scenes_sheet(chosen.sheet)
     print("| stream | classes | nearest mean | ridge | tiny CLIP zero-shot |\n|---|---|---|---|---|")
     for stream in STREAMS:
         print(measure(stream))

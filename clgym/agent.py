@@ -24,6 +24,7 @@ from clgym.events import (
 )
 
 EMBEDDED_CLIP, EMBEDDED_VIT, TIMM = "embedded/tiny-clip", "embedded/tiny-vit", "timm/"
+EMBEDDED_YOLOS, TRANSFORMERS = "embedded/tiny-yolos", "transformers/"  # detectors
 
 
 def reads_text(backbone: str) -> bool:
@@ -32,7 +33,7 @@ def reads_text(backbone: str) -> bool:
     >>> reads_text("ViT-B-16/openai"), reads_text("embedded/tiny-vit")
     (True, False)
     """
-    return backbone != EMBEDDED_VIT and not backbone.startswith(TIMM)
+    return backbone not in (EMBEDDED_VIT, EMBEDDED_YOLOS) and not backbone.startswith((TIMM, TRANSFORMERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Setup:
     """What an agent may know before the stream starts.
 
     Attributes:
-        modality: ``"image"`` or ``"text"``.
+        modality: ``"image"``, ``"text"`` or ``"detection"``.
         shape: ``(H, W, 3)`` of an image input, or ``()``.
         backbone: Name of the scenario's pre-trained model.
         seed: Fixes the agent's own randomness.

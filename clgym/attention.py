@@ -18,6 +18,19 @@ Prefix = tuple[Tensor, Tensor]
 SHORT = 64  # tokens; up to here two batched products train faster on CPU than torch's flash attention does
 
 _LINEARS = re.compile(r"(?:.*\.)?(?:resblocks|blocks)\.\d+\.(?:attn\.(?:q|k|v|out)_proj|mlp\.(?:c_fc|c_proj|fc1|fc2))")
+# YOLOS of transformers: its blocks, and what others call their linears.
+_YOLOS = re.compile(
+    r"(vit\.encoder\.layer\.\d+)\."
+    r"(attention\.attention\.(?:query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
+)
+_YOLOS_PARTS = {
+    "attention.attention.query": "q_proj",
+    "attention.attention.key": "k_proj",
+    "attention.attention.value": "v_proj",
+    "attention.output.dense": "out_proj",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+}
 
 
 class UnfoldedAttention(nn.Module):
@@ -154,7 +167,7 @@ def lora_targets(model: nn.Module, encoders: Encoders = "all") -> list[str]:
     """Name the six linear layers of every block: q, k, v, out and the two of the feed-forward part.
 
     In ``open_clip`` these end in ``q_proj k_proj v_proj out_proj c_fc c_proj``; in ``timm`` the last two are ``fc1``
-    and ``fc2``.
+    and ``fc2``; for YOLOS of ``transformers`` see :func:`part_of`.
 
     Args:
         model: Unfolded; see :func:`unfold_attention`.
@@ -164,13 +177,33 @@ def lora_targets(model: nn.Module, encoders: Encoders = "all") -> list[str]:
         SettingError: The model is not unfolded or has no such block, or ``encoders`` is unknown or not there.
     """
     _known(encoders)
-    names = [name for name, _ in model.named_modules() if _LINEARS.fullmatch(name)]
-    if not any(name.endswith("q_proj") for name in names):
+    names = [name for name, _ in model.named_modules() if _LINEARS.fullmatch(name) or _YOLOS.fullmatch(name)]
+    if not any(part_of(name) == "q_proj" for name in names):
         raise SettingError(
             f"Expected a transformer with unfolded attention; got {type(model).__name__} without q_proj. "
             "Call unfold_attention(model) first."
         )
     return of_encoder(model, names, encoders)
+
+
+def part_of(name: str) -> str:
+    """Return what a linear layer is in its block, such as ``"q_proj"``.
+
+    >>> part_of("visual.transformer.resblocks.3.mlp.c_fc"), part_of("vit.encoder.layer.3.output.dense")
+    ('c_fc', 'fc2')
+    """
+    found = _YOLOS.fullmatch(name)
+    return _YOLOS_PARTS[found[2]] if found else name.rpartition(".")[2]
+
+
+def block_of(name: str) -> str:
+    """Return the name of the block that a linear layer is in.
+
+    >>> block_of("visual.transformer.resblocks.3.mlp.c_fc"), block_of("vit.encoder.layer.3.output.dense")
+    ('visual.transformer.resblocks.3', 'vit.encoder.layer.3')
+    """
+    found = _YOLOS.fullmatch(name)
+    return found[1] if found else name.partition(".mlp.")[0].partition(".attn.")[0]
 
 
 def of_encoder(model: nn.Module, names: list[str], encoders: Encoders) -> list[str]:

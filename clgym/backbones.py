@@ -1,4 +1,4 @@
-"""Frozen pre-trained models by name: CLIP, which reads texts too, and plain vision transformers."""
+"""Frozen pre-trained models by name: CLIP, which reads texts too, plain vision transformers and detectors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clgym.agent import EMBEDDED_CLIP, reads_text
+from clgym.agent import EMBEDDED_CLIP, EMBEDDED_YOLOS, TRANSFORMERS, reads_text
+from clgym.detector import Detector, download_detector, load_detector
 from clgym.errors import NotRegisteredError, SourceMissingError
 from clgym.frozen import FrozenModel
 from clgym.reading import encode_class_token, reads_class_token, reads_one_token, through
 from clgym.vit import ViTBackbone, download_vit, load_vit
 
-Backbone: TypeAlias = "ClipBackbone | ViTBackbone"
+Backbone: TypeAlias = "ClipBackbone | ViTBackbone | Detector"
 _PROMPTS_AT_ONCE = 1024
 
 
@@ -124,7 +125,7 @@ def load_backbone(name: str, device: str | torch.device = "auto") -> Backbone:
     """Load a pre-trained model from this machine, never from the network.
 
     Args:
-        name: What :func:`load_clip` or :func:`clgym.vit.load_vit` knows.
+        name: What :func:`load_clip`, :func:`clgym.vit.load_vit` or :func:`clgym.detector.load_detector` knows.
         device: ``"auto"`` takes the GPU if there is one.
 
     Raises:
@@ -133,7 +134,14 @@ def load_backbone(name: str, device: str | torch.device = "auto") -> Backbone:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if detects(name):
+        return load_detector(name, device)
     return load_clip(name, device) if reads_text(name) else load_vit(name, device)
+
+
+def detects(name: str) -> bool:
+    """Return whether a backbone is an object detector, from its name alone."""
+    return name == EMBEDDED_YOLOS or name.startswith(TRANSFORMERS)
 
 
 def load_clip(name: str, device: str | torch.device = "auto") -> ClipBackbone:
@@ -181,6 +189,8 @@ def download_backbone(name: str) -> Path:
     Raises:
         NotRegisteredError: There is no such model.
     """
+    if detects(name):
+        return download_detector(name)
     if not reads_text(name):
         return download_vit(name)
     if name == EMBEDDED_CLIP:

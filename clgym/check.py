@@ -15,7 +15,8 @@ from clgym.agent import Agent
 from clgym.errors import ContractError
 from clgym.registry import find, settings
 
-SMALL = {"tasks": 2, "steps": 4}  # settings of the stream that agents are checked on, where a scenario has them
+# Settings of the stream that agents are checked on, where a scenario has them.
+SMALL = {"tasks": 2, "steps": 4, "requests": 1, "erase_steps": 2}
 T = TypeVar("T")
 
 

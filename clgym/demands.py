@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clgym.boxes import holds
 from clgym.events import IntArray
 from clgym.parts import Parts, picked
 from clgym.scenario import Data, Request, Task
@@ -31,7 +32,7 @@ def of_classes(tasks: Sequence[Task], names: Sequence[str], **how: Any) -> Reque
     wanted = [[c for c, name in enumerate(task.classes) if name in names] for task in tasks]
     train, test = (
         tuple(
-            np.flatnonzero(np.isin(data.targets, labels))
+            np.flatnonzero(holds(data, labels))
             for data, labels in zip([getattr(task, half) for task in tasks], wanted, strict=True)
         )
         for half in ("train", "test")

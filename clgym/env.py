@@ -200,8 +200,7 @@ class ContinualEnv(gymnasium.Env[Event, Any]):
         """Score a log of predictions anew with this lifetime's labels.
 
         Args:
-            predictions: The columns of ``predictions.parquet``; only ``point``, ``task``, ``question`` and
-                ``prediction`` are read.
+            predictions: The columns of ``predictions.parquet`` that ``scorer.needs`` names.
             **references: Reference runs, as in :func:`clgym.metrics.scores`.
 
         Raises:

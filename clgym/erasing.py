@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from clgym.boxes import renumbered
 from clgym.events import Erase, EraseEnd, EraseRequest, TaskEnd, TaskStart, Train
 from clgym.memory import SampleMemory
 
@@ -61,8 +62,9 @@ class RetainFinetune:
             learner.begin_task(TaskStart(None, "", "", names, prompts, samples, event.steps - event.step))
         place = np.full(len(event.classes), -1)
         place[kept] = np.arange(len(kept))
-        assert isinstance(event.retain.targets, np.ndarray)
-        learner.learn(replace(event.retain, targets=place[event.retain.targets]))
+        targets: Any = event.retain.targets
+        boxed = targets.ndim == 3
+        learner.learn(replace(event.retain, targets=renumbered(targets, place) if boxed else place[targets]))
 
     def end(self, learner: Student, event: EraseEnd) -> None:
         """Put the task away, if there was one."""

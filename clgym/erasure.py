@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from clgym.boxes import Boxed, holds, labels_of
 from clgym.errors import SettingError
-from clgym.events import Erase, EraseRequest, IntArray, Train
+from clgym.events import Boxes, Erase, EraseRequest, IntArray, Train
 from clgym.labels import LabelSpace
 from clgym.parts import Parts
 from clgym.plan import Service, Step, batch_index, train_length
@@ -153,7 +154,7 @@ class Ledger:
     def classes(self) -> tuple[IntArray | None, ...]:
         """Return for each task the labels of which samples are shown, int64 ascending; ``None`` where all are."""
         return tuple(
-            None if kept is None else np.unique(task.train.targets[kept])
+            None if kept is None else labels_of(task.train, kept)
             for task, kept in zip(self._tasks, self.kept, strict=True)
         )
 
@@ -236,10 +237,10 @@ class Ledger:
             scope = [_mask(q, t, len(task.train)) for t, task in enumerate(self._tasks)]
             left = [self.live(t, number) for t in range(service.after)]
             if q.forget != "none":
-                self._add(forget, [alive & scope[t] for t, alive in enumerate(left)], q, q.forget, rng)
+                self._add(forget, [alive & scope[t] for t, alive in enumerate(left)], q, "forget", rng)
             if q.retain in ("few", "full"):
                 self._add(
-                    retain, [alive & ~scope[t] & self._given(q, t) for t, alive in enumerate(left)], q, q.retain, rng
+                    retain, [alive & ~scope[t] & self._given(q, t) for t, alive in enumerate(left)], q, "retain", rng
                 )
         for q in asked:  # what another request of the phase takes away is not retained
             for t in range(service.after):
@@ -250,24 +251,40 @@ class Ledger:
     def _given(self, q: Request, t: int) -> BoolArray:
         """Return which training samples are of classes that are not missing."""
         task = self._tasks[t]
-        return ~np.isin(task.train.targets, [c for c, name in enumerate(task.classes) if name in q.missing])
+        return ~holds(task.train, [c for c, name in enumerate(task.classes) if name in q.missing])
 
     def _add(
-        self, chosen: list[BoolArray], pool: list[BoolArray], q: Request, how: str, rng: np.random.Generator
+        self, chosen: list[BoolArray], pool: list[BoolArray], q: Request, part: str, rng: np.random.Generator
     ) -> None:
-        """Mark the samples of a pool that a request may read: all, or so many of each class."""
-        if how == "full":
+        """Mark the samples of a pool that a request may ``"forget"`` or ``"retain"``: all, or some per class."""
+        if getattr(q, part) == "full":
             for t, rows in enumerate(pool):
                 chosen[t] |= rows
             return
         of = np.concatenate([np.full(int(rows.sum()), t) for t, rows in enumerate(pool)])
         at = np.concatenate([np.flatnonzero(rows) for rows in pool])
-        labels = np.concatenate(
-            [self._space.merged(t, self._tasks[t].train.targets[rows]) for t, rows in enumerate(pool)]
-        )
-        for c in np.unique(labels).tolist():
-            for i in rng.permutation(np.flatnonzero(labels == c))[: q.shots]:
+        for group in self._by_class(pool, q.classes if part == "forget" else ()):
+            for i in rng.permutation(group)[: q.shots]:
                 chosen[of[i]][at[i]] = True
+
+    def _by_class(self, pool: list[BoolArray], names: Sequence[str]) -> Iterator[IntArray]:
+        """Yield for each class which samples of a pool are of it, or have an object of it.
+
+        Args:
+            pool: For each task which samples there are.
+            names: Of pictures with objects, the classes; none is all.
+        """
+        if not isinstance(self._tasks[0].train, Boxed):
+            labels = [self._space.merged(t, self._tasks[t].train.targets[rows]) for t, rows in enumerate(pool)]
+            merged = np.concatenate(labels)
+            yield from (np.flatnonzero(merged == c) for c in np.unique(merged))
+            return
+        for name in names or self._space.met(len(pool))[0]:
+            parts = [
+                holds(task.train, [c for c, own in enumerate(task.classes) if own == name])[rows]
+                for task, rows in zip(self._tasks, pool, strict=False)
+            ]
+            yield np.flatnonzero(np.concatenate(parts))
 
     def _grant(self, chosen: list[BoolArray], service: Service, size: int) -> Grant | None:
         of = np.concatenate([np.full(int(rows.sum()), t) for t, rows in enumerate(chosen)])
@@ -293,8 +310,22 @@ class Ledger:
                 continue
             index = self._index(number, part, k)
             rng = np.random.default_rng([self._drawn.data, 7, number, part, k]) if grant.data.decodes else None
-            brought.append(Train(grant.data.batch(index, rng), grant.data.targets[index], grant.ids[index]))
+            targets = self._targets(service, grant, index, hide_others=part == 0)
+            brought.append(Train(grant.data.batch(index, rng), targets, grant.ids[index]))
         return Erase(open_, classes, prompts, brought[0], brought[1], k, service.steps)
+
+    def _targets(self, service: Service, grant: Grant, index: IntArray, *, hide_others: bool) -> IntArray | Boxes:
+        """Return labels; or boxes, with ``hide_others`` only those of what must go."""
+        if not isinstance(self._tasks[0].train, Boxed):
+            return grant.data.targets[index]
+        gone = [name for r in service.closes if r not in self.absent for name in self.requests[r].classes]
+        numbers = [self._space.merged(t, np.arange(len(task.classes))) for t, task in enumerate(self._tasks)]
+        if hide_others:
+            numbers = [
+                np.where(np.isin(task.classes, gone), called, -1)
+                for task, called in zip(self._tasks, numbers, strict=True)
+            ]
+        return grant.data.boxes(index, numbers)
 
     def _index(self, number: int, part: int, k: int) -> IntArray:
         """Return which of the granted samples event ``k`` of a phase brings."""

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def erased(folder: Path) -> bool:
-    """Whether a run kept answers about erased samples."""
-    return (folder / "probes.parquet").is_file()
+def erased(record: RunRecord) -> bool:
+    """Whether a run's stream had requests to forget."""
+    return bool(record.resources.get("reads"))
 
 
 def stream_panels(record: RunRecord, scores: Sequence[RequestScore]) -> list[Panel]:
@@ -85,7 +85,7 @@ def figures(runs: Mapping[Path, RunRecord]) -> list[tuple[Path, Figure]]:
     out: list[tuple[Path, Figure]] = []
     groups: dict[str, list[tuple[RunRecord, list[RequestScore]]]] = {}
     for folder, record in runs.items():
-        if not erased(folder):
+        if not erased(record):
             continue
         scores, place = results(folder, record), folder_of(record)
         title = f"{record.scenario} · {named(record.agent, record.agent_settings)} · seed {record.seed}"

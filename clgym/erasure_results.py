@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from clgym import detection_scores
+from clgym.detection_scorer import DetectionScorer
 from clgym.env import ContinualEnv
 from clgym.erasure_scores import Answers, RequestScore, scored
 from clgym.errors import RecordError
@@ -16,7 +18,7 @@ from clgym.lifetime import Lifetime
 from clgym.record import RunRecord
 from clgym.reference_runs import folder_for, judged, whole
 from clgym.registry import make
-from clgym.rescore import check_stream, choice
+from clgym.rescore import check_stream, choice, read_log
 
 
 def results(folder: Path, record: RunRecord) -> list[RequestScore]:
@@ -37,9 +39,12 @@ def results(folder: Path, record: RunRecord) -> list[RequestScore]:
                 "clgym list shows the scenarios."
             )
         check_stream(folder, record, env.fingerprints())
-        run = read_answers(folder, life)
-        references = [read_answers(place, life) for place in reference_folders(folder, record, env)]
-        scores = scored(life, record.backbone, run, references)
+        if isinstance(env.scorer, DetectionScorer):
+            scores = detection_scores.scored(life, env.scorer.reading(read_log(folder, env.scorer.needs)))
+        else:
+            run = read_answers(folder, life)
+            references = [read_answers(place, life) for place in reference_folders(folder, record, env)]
+            scores = scored(life, record.backbone, run, references)
         return [replace(score, footnotes=score.footnotes | costs(record, life, score.request)) for score in scores]
     finally:
         made.close()

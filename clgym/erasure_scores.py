@@ -112,19 +112,19 @@ def scored(life: Lifetime, backbone: str, run: Answers, references: Sequence[Ans
         near = _near(life, neighbours, r, sets)
         if request.goal == "removal":
             given = removal(life, run, r, sets)
-            out.append(_score(life, r, given, {}, _curves(life, [run], sets, near)))
+            out.append(score_of(life, r, given, {}, _curves(life, [run], sets, near)))
         elif references:
             agents = [run, *references]
             curves = _curves(life, agents, sets, near)
             given, notes = evidence(life, agents, r, sets, near)
-            out.append(_score(life, r, given, notes, curves))
+            out.append(score_of(life, r, given, notes, curves))
             if any(map(len, sets.atypical)):
                 given, notes = atypical(life, agents, r, sets)
-                out.append(_score(life, r, given, notes, {}, "atypical"))
+                out.append(score_of(life, r, given, notes, {}, "atypical"))
     return out
 
 
-def _score(
+def score_of(
     life: Lifetime,
     r: int,
     given: Mapping[str, Any],
@@ -132,6 +132,16 @@ def _score(
     curves: dict[str, npt.NDArray[np.float64]],
     subset: str = "",
 ) -> RequestScore:
+    """Return the metrics that what is given about a request allows.
+
+    Args:
+        life: The stream.
+        r: Number of the request.
+        given: Inputs of :mod:`clgym.erasure_metrics` by name.
+        notes: Footnotes.
+        curves: As in :class:`RequestScore`.
+        subset: As there.
+    """
     request = life.ledger.requests[r]
     module = erasure_metrics.__name__
     metrics = {

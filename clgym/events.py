@@ -1,7 +1,7 @@
 """What an environment shows an agent: frozen events, NumPy arrays, batch first.
 
-``B`` is the batch size, ``C`` the number of candidates. Nothing in an event leads to the label of a
-:class:`Query`.
+``B`` is the batch size, ``C`` the number of candidates, ``M`` the largest number of objects in a picture. Nothing in an
+event leads to the label of a :class:`Query`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+Boxes: TypeAlias = npt.NDArray[np.float32]
 Inputs: TypeAlias = npt.NDArray[np.uint8] | tuple[str, ...]
-Wants: TypeAlias = Literal["labels", "scores", "text", "choice", "likelihood", "probability"]
+Wants: TypeAlias = Literal["labels", "scores", "text", "choice", "likelihood", "probability", "boxes"]
 Answer: TypeAlias = Array | tuple[str, ...]
 
 
@@ -71,12 +72,14 @@ class Train(Event):
 
     Attributes:
         inputs: Images, uint8 ``(B, H, W, 3)`` in [0, 255], or ``B`` strings.
-        targets: Labels, int64 ``(B,)``, indices into ``TaskStart.classes``; or ``B`` strings.
+        targets: Labels, int64 ``(B,)``, indices into ``TaskStart.classes``; or ``B`` strings; or the objects in each
+            image, float32 ``(B, M, 5)``: such an index, then centre x, centre y, width and height of the box as shares
+            of the image, in [0, 1]; rows without an object have index -1, then zeros, and come last.
         ids: Opaque sample ids, int64 ``(B,)``; the same sample always has the same id.
     """
 
     inputs: Inputs
-    targets: IntArray | tuple[str, ...]
+    targets: IntArray | Boxes | tuple[str, ...]
     ids: IntArray
 
 
@@ -174,7 +177,8 @@ class Query(Event):
         candidates: Names of the ``C`` classes to choose from.
         prompts: For each candidate its filled prompt templates; methods on CLIP average their features.
         wants: ``"scores"``: float ``(B, C)`` log-probabilities; ``"labels"``: int64 ``(B,)`` indices into
-            ``candidates``.
+            ``candidates``; ``"boxes"``: float ``(B, Q, 4 + C)`` of Q from 1 to 100 detections: a box as in ``Train``,
+            then how likely it holds an object of each candidate, all in [0, 1].
         task: Which task the batch is from, or ``None`` where the scenario hides it.
     """
 

@@ -253,7 +253,7 @@ def read_parquet(
         raise SourceError(f"Expected images in {files[0]}; got no rows. Add some, or remove the file.")
     cache = data_directory() / "arrow"
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             table = datasets.Dataset.from_parquet(
                 [str(f) for f, _ in counts], cache_dir=str(cache), columns=[image, label], filters=chosen
             )
@@ -291,12 +291,8 @@ def parquet_rows(file: Path, image: str, label: str) -> int:
         SourceError: The file is no Parquet, lacks a column, or a column has the wrong type.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        footer = pq.read_metadata(file)
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"Expected a Parquet file at {file}; got {error}. Export it again.") from error
+    footer = _footer(file)
     schema = footer.schema.to_arrow_schema()
     if image not in schema.names or label not in schema.names:
         raise SourceError(
@@ -320,8 +316,32 @@ def parquet_rows(file: Path, image: str, label: str) -> int:
     return int(footer.num_rows)
 
 
+def parquet_footer(file: Path, columns: Sequence[str], fix: str) -> int:
+    """Return the number of rows after checking that the columns are there, reading only the footer.
+
+    Raises:
+        SourceError: The file is no Parquet, or lacks a column; the message ends with ``fix``.
+    """
+    footer = _footer(file)
+    names = footer.schema.to_arrow_schema().names
+    if missing := [name for name in columns if name not in names]:
+        raise SourceError(f"Expected the column {missing[0]!r} in {file}; got {', '.join(map(repr, names))}. {fix}.")
+    return int(footer.num_rows)
+
+
+def _footer(file: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"Expected a Parquet file at {file}; got {error}. Export it again.") from error
+
+
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """Keep ``datasets`` from drawing progress bars within the block."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clgym.attention import block_of
 from clgym.errors import SettingError
 from clgym.lora import LoRASet
 from clgym.ops import group_segments
 
-FFN = ("c_fc", "c_proj", "fc1", "fc2")  # the linears of a feed-forward part, in open_clip and in timm
+FFN = ("c_fc", "c_proj", "fc1", "fc2")  # the linears of a feed-forward part, see clgym.attention.part_of
 PENALTIES = ("loss", "proximal")
 
 
@@ -31,7 +32,7 @@ class GroupSparsity:
 
     Args:
         lora: The adapters.
-        names: Names of those that belong to a group; the group is the block, what comes before ``".mlp."``.
+        names: Names of those that belong to a group; the group is the block.
         alpha: Strength.
         dense_share: Share of a phase's steps before the strength goes from 0 to ``alpha``.
         penalty: ``"loss"``: added to the loss, whose gradient AdamW rescales, so that groups get small and never zero;
@@ -53,7 +54,7 @@ class GroupSparsity:
         if penalty not in PENALTIES:
             raise SettingError(f"Expected penalty to be one of {PENALTIES}; got {penalty!r}. Choose one of these.")
         self.alpha, self.dense_share, self.penalty = alpha, dense_share, penalty
-        of = {name: name.partition(".mlp.")[0] for name, _ in lora.layers if name in names}
+        of = {name: block_of(name) for name, _ in lora.layers if name in names}
         self.blocks = tuple(dict.fromkeys(of.values()))
         self._leaves: list[list[nn.Parameter]] = [[] for _ in self.blocks]
         for name, layer in lora.layers:

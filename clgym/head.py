@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from clgym.errors import RecordError
 
+UNMET = -1e4  # logit of a class that has no row
+
 
 class GrowingHead(nn.Module):
     """One row per class: weights and, last, a bias. Classes are known by name; rows of a task lie in one block.
@@ -62,6 +64,20 @@ class GrowingHead(nn.Module):
     def classify(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of features ``(B, dim)`` over rows ``(C, width)``."""
         return F.linear(features, rows[:, :-1], rows[:, -1])
+
+    def unmet(self, images: int, classes: int) -> Tensor:
+        """Return what is answered about classes none of which has a row, ``(images, classes)``."""
+        return torch.full((images, classes), UNMET, device=self.device)
+
+    def spread(self, logits: Tensor, met: Tensor) -> Tensor:
+        """Return logits ``(B, C)`` of which only those ``met``, bool ``(C,)``, are given, ``(B, met)``."""
+        out = logits.new_full((*logits.shape[:-1], len(met)), UNMET)
+        out[..., met] = logits
+        return out
+
+    def answer(self, logits: Tensor) -> Tensor:
+        """Return what a query is answered: log-probabilities ``(B, C)``."""
+        return logits.log_softmax(dim=-1)
 
     def grow(self, names: Sequence[str], generator: torch.Generator) -> None:
         """Add rows for the names that are new, see :meth:`draw`."""

@@ -123,6 +123,18 @@ def hub_task(name: str, size: int, view: View = CLIP_VIEW) -> Task:
     return Task(name, description, classes, fill_prompts(data.templates, classes), sides[0], sides[1])
 
 
+def hub_files(name: str) -> tuple[HubSet, list[Path], list[Path]]:
+    """Return a set and its Parquet files to train and to test on.
+
+    Raises:
+        NotRegisteredError: No such set.
+        SourceMissingError: Its files are not on this machine.
+    """
+    data = _known(name)
+    require([name], data.scenario)
+    return data, _files(data, data.train_split), _files(data, data.test_split)
+
+
 class _Pool(NamedTuple):
     store: ArrowStore
     labels: IntArray

@@ -208,6 +208,16 @@ SETS: dict[str, HubSet] = {
             gated=True,
             scenario="CLIP-ImageNet100-CIL-v0",
         ),
+        HubSet(
+            "coco",
+            "detection-datasets/coco",
+            "main",
+            80,
+            (("train", 117_266), ("val", 4_952)),
+            test_split="val",
+            label_column="objects",
+            scenario="Detection-Erasure-v0",
+        ),
     )
 }
 

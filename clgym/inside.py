@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from clgym.events import Array
 from clgym.lora import LoRALinear
 
-# The non-linearity of a feed-forward part: "gelu" in open_clip, "act" in timm, also where a method wraps the part.
-_HIDDEN = re.compile(r"(?:.*\.)?(?:resblocks|blocks)\.\d+\.mlp(?:\.\w+)?\.(?:gelu|act)")
+# The non-linearity of a feed-forward part: "gelu" in open_clip, "act" in timm, also where a method wraps the part, and
+# "intermediate_act_fn" in YOLOS of transformers.
+_HIDDEN = re.compile(
+    r"(?:.*\.)?(?:resblocks|blocks)\.\d+\.mlp(?:\.\w+)?\.(?:gelu|act)|.*\.intermediate\.intermediate_act_fn"
+)
 
 
 @contextmanager

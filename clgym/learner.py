@@ -13,21 +13,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clgym.agent import Agent, Footprint, Setup
-from clgym.attention import Encoders, lora_targets, unfold_attention
+from clgym.attention import Encoders, lora_targets, part_of, unfold_attention
 from clgym.backbones import ClipBackbone, load_backbone
+from clgym.detection_head import DetectionHead, head_for
 from clgym.device import pick_device, pick_precision
 from clgym.distil import sigmoid_loss
 from clgym.erasing import RetainFinetune, drop_from
 from clgym.errors import SettingError
 from clgym.events import Answer, Array, Erase, EraseEnd, EraseRequest, Inputs, Query, TaskEnd, TaskStart, Train
-from clgym.head import GrowingHead
 from clgym.inside import acting_weights, listening
 from clgym.lora import Gate, LoRASet, adapt
 from clgym.optim import AdamWProx, load_moments, moments
 from clgym.seeds import agent_seed
 
 Prompts = tuple[tuple[str, ...], ...]
-UNMET = -1e4  # logit of a class that a growing head has no row for
 CLASS_LOSSES = ("ce", "bce")
 EVEN_COSINE = 0.25  # on CLIP, where a sigmoid says one half: between matching and other pairs (tiny CLIP: 0.36, 0.18)
 
@@ -89,7 +88,7 @@ class Learner(Agent):
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=pick_precision(setup.precision))
         self.backbone = load_backbone(setup.backbone, self.device)
         self.scale = math.exp(self.clip.logit_scale) if setup.reads_text else 1.0
-        self.head = None if setup.reads_text else GrowingHead(self.backbone.embed_dim, self.device)
+        self.head = None if setup.reads_text else head_for(self.backbone, self.backbone.embed_dim, self.device)
         self.lora: LoRASet | None = None
         self.erasing = RetainFinetune()
         self.task: TaskStart | None = None
@@ -124,7 +123,7 @@ class Learner(Agent):
         """
         self.text_trains = targets != "vision"
         model = unfold_attention(self.backbone.model)
-        names = [n for n in lora_targets(model, targets) if not layers or n.rpartition(".")[2] in layers]
+        names = [n for n in lora_targets(model, targets) if not layers or part_of(n) in layers]
         return adapt(model, r=r, alpha=alpha or None, targets=names, gate=gate, generator=self.generator)
 
     def merge_and_renew(self) -> torch.nn.Parameter:
@@ -161,7 +160,9 @@ class Learner(Agent):
         return self.against_labels(self.logits(images, self.training_rows(prompts)), targets)
 
     def against_labels(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the ``class_loss`` of logits ``(B, C)`` against labels ``(B,)``, averaged over rows."""
+        """Return the ``class_loss`` of logits ``(B, C)`` against labels ``(B,)``, averaged; of boxes the set loss."""
+        if isinstance(self.head, DetectionHead):
+            return self.head.loss(logits, targets)
         if self.class_loss == "ce":
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         return sigmoid_loss(self.log_odds(logits), F.one_hot(targets, logits.shape[1]).to(logits))
@@ -256,11 +257,11 @@ class Learner(Agent):
 
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
-        """Return log-probabilities over the candidates, float32 ``(B, C)``."""
+        """Return log-probabilities over the candidates, float32 ``(B, C)``, or detections ``(B, Q, 4 + C)``."""
         images, _ = self.to_device(event.inputs, None)
         with self.autocast:
-            logits = self.answering_logits(images, event.prompts)
-        return logits.float().log_softmax(dim=-1).cpu().numpy()
+            logits = self.answering_logits(images, event.prompts).float()
+        return (logits.log_softmax(dim=-1) if self.head is None else self.head.answer(logits)).cpu().numpy()
 
     def answering_logits(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Return logits ``(B, C)`` over candidates, of which a head may have met only some."""
@@ -268,16 +269,15 @@ class Learner(Agent):
             return self.logits(images, self.class_rows(prompts, self.ensemble))
         met = self.head.met(_names(prompts))
         known = tuple(texts for texts, is_met in zip(prompts, met.tolist(), strict=True) if is_met)
-        logits = torch.full((len(images), len(prompts)), UNMET, device=self.device)
-        if known:
-            logits[:, met] = self.logits(images, self.class_rows(known, self.ensemble)).float()
-        return logits
+        if not known:
+            return self.head.unmet(len(images), len(prompts))
+        return self.head.spread(self.logits(images, self.class_rows(known, self.ensemble)).float(), met)
 
     @torch.inference_mode()
     def features(self, inputs: Inputs) -> Array | None:
         """Return what :meth:`encode` gives, float32 ``(B, d)``."""
         with self.autocast:
-            return self.encode(self.to_device(inputs, None)[0]).float().cpu().numpy()
+            return self.encode(self.to_device(inputs, None)[0]).float().flatten(1).cpu().numpy()
 
     def activations(self, inputs: Inputs) -> Sequence[Array] | None:
         """Return the hidden units of the image encoder's feed-forward parts, see :func:`clgym.inside.listening`."""

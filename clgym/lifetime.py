@@ -10,9 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from clgym.boxes import Boxed, renumbered, woven
+from clgym.detection_scorer import DetectionScorer
 from clgym.erasure import Ledger
 from clgym.errors import ErasedError, SettingError
-from clgym.events import Array, End, Erase, EraseEnd, Event, Inputs, IntArray, Query, TaskEnd, TaskStart, Train, Wants
+from clgym.events import (
+    Array,
+    Boxes,
+    End,
+    Erase,
+    EraseEnd,
+    Event,
+    Inputs,
+    IntArray,
+    Query,
+    TaskEnd,
+    TaskStart,
+    Train,
+    Wants,
+)
 from clgym.labels import LabelSpace
 from clgym.parts import Parts
 from clgym.plan import Point, Step, plan
@@ -42,6 +58,7 @@ class Lifetime:
         """Draw everything."""
         self.entropy, self.drawn = entropy, drawn
         self.teaching, self.absent = scenario.teaching, tuple(sorted(absent))
+        self.detects = scenario.spec.modality == "detection"
         self.told = self.teaching.task_given and self.teaching.boundaries == "given"
         rng = drawn.ordering()
         self.tasks = tuple(scenario.tasks(rng))
@@ -78,16 +95,32 @@ class Lifetime:
             out.append(self.space.labels(j, np.concatenate(asked)))
         return out
 
-    def scorer(self) -> Scorer:
-        """Return a scorer that knows the labels of all questions."""
-        steps = self.plan.steps
+    def truths(self) -> list[Boxes]:
+        """Return for each task the objects in its questions, as :meth:`labels` returns labels, ``(n, M, 5)``."""
+        out = []
+        for j, (task, order) in enumerate(zip(self.tasks, self.questions, strict=True)):
+            assert isinstance(task.test, Boxed)
+            assert isinstance(task.train, Boxed)
+            asked = [task.test.boxes(order)]
+            if self.probing is not None:
+                asked.append(task.train.boxes(self.probing.rows[j]))
+            ends = np.cumsum([len(part) for part in asked])
+            whole = woven(asked, np.split(np.arange(ends[-1]), ends[:-1]))
+            out.append(renumbered(whole, self._answered(j)))
+        return out
+
+    def scorer(self) -> Scorer | DetectionScorer:
+        """Return a scorer that knows the labels, or the objects, of all questions."""
+        steps, tests = self.plan.steps, [len(task.test) for task in self.tasks]
+        if self.detects:
+            return DetectionScorer([task.name for task in self.tasks], self.truths(), self.plan.points, tests=tests)
         return Scorer(
             [task.name for task in self.tasks],
             self.labels(),
             self.plan.points,
             sum(step.stop - step.start for step in steps),
             sum(step.kind == "ask" for step in steps),
-            tests=[len(task.test) for task in self.tasks],
+            tests=tests,
             kept=None if self.probing is None else self.probing.kept(),
         )
 
@@ -141,11 +174,11 @@ class Lifetime:
                 return erase
             case "train":
                 index = self.ledger.batch(t, step.batch)
-                return Train(read(position), self._targets(t, self.tasks[t].train.targets[index]), self.ids[t][index])
+                return Train(read(position), self._targets(t, index), self.ids[t][index])
         point = self.plan.points[step.point] if step.kind == "query" else None
         met = t + 1 if point is None else point.after + (point.step > 0)
         names, prompts = self.space.candidates(t, met, taught=point is None)
-        wants: Wants = "scores" if self.teaching.needs_scores else "labels"
+        wants: Wants = "boxes" if self.detects else "scores" if self.teaching.needs_scores else "labels"
         return Query(read(position), names, prompts, wants, shown)
 
     def _deadline(self, position: int, request: int) -> int:
@@ -172,16 +205,27 @@ class Lifetime:
             return TaskStart(None, "", "", classes, prompts, samples, steps, noted)
         return TaskStart(t, task.name, task.description, classes, prompts, samples, steps, noted)
 
-    def _targets(self, t: int, labels: IntArray) -> IntArray:
-        """Return labels of task ``t`` as indices into what its start names."""
-        left = self.ledger.classes[t]
-        return self.space.targets(t, labels) if left is None else np.searchsorted(left, labels)
+    def _targets(self, t: int, index: IntArray) -> IntArray | Boxes:
+        """Return labels or boxes of samples of task ``t``, with indices into what its start names."""
+        data, left = self.tasks[t].train, self.ledger.classes[t]
 
-    def online_labels(self, step: Step) -> IntArray:
-        """Return the labels of a question about a training batch."""
-        return self.space.labels(
-            step.task, self.tasks[step.task].train.targets[self.ledger.batch(step.task, step.batch)]
-        )
+        def told(labels: IntArray) -> IntArray:
+            return self.space.targets(t, labels) if left is None else np.searchsorted(left, labels)
+
+        if isinstance(data, Boxed):
+            return renumbered(data.boxes(index), told(np.arange(len(self.tasks[t].classes))))
+        return told(data.targets[index])
+
+    def online_labels(self, step: Step) -> IntArray | Boxes:
+        """Return the labels or boxes of a question about a training batch."""
+        data, index = self.tasks[step.task].train, self.ledger.batch(step.task, step.batch)
+        if isinstance(data, Boxed):
+            return renumbered(data.boxes(index), self._answered(step.task))
+        return self.space.labels(step.task, data.targets[index])
+
+    def _answered(self, t: int) -> IntArray:
+        """Return what each class of task ``t`` is among the candidates of questions about it."""
+        return self.space.labels(t, np.arange(len(self.tasks[t].classes)))
 
     def asked(self, step: Step) -> IntArray:
         """Return the numbers of the questions of a query, int64 ``(B,)``."""
@@ -252,8 +296,10 @@ class Lifetime:
                 raise SettingError(f"Expected ids shown so far; got {id}. Train.ids and Erase.forget.ids hold them.")
         at = [place[id] for id in np.asarray(ids).tolist()]
         labels = np.concatenate([self.space.merged(t, task.train.targets) for t, task in enumerate(self.tasks)])[at]
-        data = Parts([task.train for task in self.tasks], of[at], rows[at], labels)
-        return Train(data.batch(np.arange(len(at))), labels, np.asarray(ids, np.int64))
+        data, every = Parts([task.train for task in self.tasks], of[at], rows[at], labels), np.arange(len(at))
+        numbers = [self.space.merged(t, np.arange(len(task.classes))) for t, task in enumerate(self.tasks)]
+        targets = data.boxes(every, numbers) if self.detects else labels
+        return Train(data.batch(every), targets, np.asarray(ids, np.int64))
 
     def _shown(self, position: int) -> set[int]:
         """Return the ids in the batches before a position."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clgym.events import Inputs, IntArray
+from clgym.boxes import Boxed, renumbered, woven
+from clgym.events import Boxes, Inputs, IntArray
 from clgym.scenario import Data
 
 
@@ -67,6 +68,23 @@ class Parts:
             read = _woven([self._sources[n].batch(rows[at], rng) for n, at in zip(asked, where, strict=True)], where)
         changed: Inputs = read if self._change is None else self._change(read)
         return changed
+
+    def boxes(self, index: IntArray, numbers: Sequence[IntArray]) -> Boxes:
+        """Return the objects in samples, float32 ``(n, M, 5)``; all data are :class:`clgym.boxes.Boxed`.
+
+        Args:
+            index: Which samples, int64 ``(n,)``.
+            numbers: For each data set what its classes are called here, int64; -1 hides the objects of a class.
+        """
+        of, rows = self._of[index], self._rows[index]
+        where = [np.flatnonzero(of == number) for number in np.unique(of)]
+        found = []
+        for at in where:
+            number = int(of[at[0]])
+            source = self._sources[number]
+            assert isinstance(source, Boxed)
+            found.append(renumbered(source.boxes(rows[at]), numbers[number]))
+        return woven(found, where)
 
     def fingerprint(self) -> str:
         """Return a sha256 over those of the data, which samples are used, their labels, and what is done to them."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from clgym.env import ContinualEnv
 from clgym.errors import RecordError, SettingError
+from clgym.events import Array
 from clgym.record import RunRecord
 from clgym.registry import make, settings
 from clgym.scorer import Report
@@ -89,6 +90,24 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
             is no longer the one that was played.
         SourceMissingError: The scenario's data are not on this machine.
     """
+    made = make(record.scenario, **choice(record))
+    env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
+    try:
+        env.reset(seed=record.seed)
+        check_stream(folder, record, env.fingerprints())
+        report = env.rescore(read_log(folder, env.scorer.needs), **references)
+    finally:
+        made.close()
+    _check_matrix(folder, record, report)
+    return report
+
+
+def read_log(folder: Path, names: Sequence[str]) -> dict[str, Array]:
+    """Return columns of a run's ``predictions.parquet``.
+
+    Raises:
+        RecordError: The file is missing or damaged, or has no such column.
+    """
     import pandas as pd
 
     path = folder / "predictions.parquet"
@@ -96,19 +115,9 @@ def rescored(folder: Path, record: RunRecord, **references: Any) -> Report:
         raise RecordError(f"Expected the file {path}; got none. Restore it from a copy, or run again.")
     try:
         columns = pd.read_parquet(path)
-        predictions = {name: columns[name].to_numpy() for name in ("point", "task", "question", "prediction")}
+        return {name: columns[name].to_numpy() for name in names}
     except (OSError, ValueError, KeyError) as error:
         raise RecordError(f"Expected predictions in {path}; got {error!r}. Run again.") from error
-    made = make(record.scenario, **choice(record))
-    env: ContinualEnv = made.unwrapped  # type: ignore[assignment]
-    try:
-        env.reset(seed=record.seed)
-        check_stream(folder, record, env.fingerprints())
-        report = env.rescore(predictions, **references)
-    finally:
-        made.close()
-    _check_matrix(folder, record, report)
-    return report
 
 
 def choice(record: RunRecord) -> dict[str, Any]:

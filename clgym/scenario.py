@@ -135,7 +135,8 @@ class ScenarioSpec:
         title: One line.
         paper: Where the protocol was defined: arXiv id or DOI.
         kind: The survey's scenario kind (arXiv:2302.00487, table 1).
-        modality: What an input is.
+        modality: What an input is; ``"detection"``: an image of which objects are wanted, whose data are
+            :class:`clgym.boxes.Boxed`.
         description: A paragraph for ``clgym info``.
         metrics: Ids of the metrics that its reports show, in order.
         licences: ``(data, licence)`` pairs.
@@ -149,7 +150,7 @@ class ScenarioSpec:
     title: str
     paper: str
     kind: Kind
-    modality: Literal["image", "text"]
+    modality: Literal["image", "text", "detection"]
     description: str
     metrics: tuple[str, ...]
     licences: tuple[tuple[str, str], ...] = ()

@@ -183,12 +183,15 @@ def tasks_give_the_steps_they_promise(stream: Stream) -> str:
 
 
 def targets_are_within_the_classes(stream: Stream) -> str:
-    """Targets are texts, or int64 indices into ``TaskStart.classes``; every class has a prompt."""
+    """Targets are texts, int64 indices into ``TaskStart.classes``, or boxes with one; every class has a prompt."""
     for start, trains, _ in stream.taught():
         if len(start.prompts) != len(start.classes) or not all(start.prompts):
             return f"Expected a prompt for each class of {start.name!r}; got too few. Fill Task.prompts."
         for targets in (train.targets for train in trains if isinstance(train.targets, np.ndarray)):
-            if targets.dtype != np.int64 or targets.min() < 0 or targets.max() >= len(start.classes):
+            if targets.dtype == np.float32:
+                if fault := _fault_of_boxes(targets, len(start.classes)):
+                    return fault
+            elif targets.dtype != np.int64 or targets.min() < 0 or targets.max() >= len(start.classes):
                 return (
                     f"Expected int64 targets in [0, {len(start.classes)}) in task {start.name!r}; got {targets.dtype} "
                     f"from {targets.min()} to {targets.max()}. Number the classes of each task from 0."
@@ -196,12 +199,23 @@ def targets_are_within_the_classes(stream: Stream) -> str:
     return ""
 
 
+def _fault_of_boxes(boxes: Array, classes: int) -> str:
+    there = boxes[..., 0] >= 0
+    of = boxes[there]
+    whole = (
+        (of[:, 0] == of[:, 0].astype(int)) & (of[:, 0] < classes) & ((of[:, 1:] >= 0) & (of[:, 1:] <= 1)).all(axis=1)
+    )
+    if whole.all() and (there[:, :-1] >= there[:, 1:]).all():
+        return ""
+    return f"Expected boxes (B, M, 5) of classes below {classes} in shares of the image, empty rows last; got others."
+
+
 def ids_are_one_per_sample_and_say_nothing(stream: Stream) -> str:
     """A sample has one id, int64, and no other has it; ids are not in the order of the labels."""
     # Where a start stands for many tasks, each shows its own samples again before the next shows any.
     hidden = stream.make().teaching.boundaries == "hidden"
     for start, trains, _ in stream.taught():
-        pairs = [pair for train in trains for pair in zip(train.ids.tolist(), train.targets, strict=True)]
+        pairs = [pair for train in trains for pair in zip(train.ids.tolist(), map(_told, train.targets), strict=True)]
         known = dict(pairs)
         if len(known) > start.samples or (not hidden and len(known) != min(start.samples, len(pairs))):
             return (
@@ -214,6 +228,13 @@ def ids_are_one_per_sample_and_say_nothing(stream: Stream) -> str:
         if len(set(in_order)) > 1 and len(in_order) >= 2 * len(set(in_order)) and in_order == sorted(in_order):
             return f"Expected ids that say nothing; got ids in the order of the labels in {start.name!r}. Permute them."
     return ""
+
+
+def _told(target: Any) -> Any:
+    """Return a target as something that can be compared: of boxes, the rows with an object."""
+    if isinstance(target, np.ndarray) and target.ndim:
+        return tuple(map(tuple, target[target[:, 0] >= 0].tolist()))
+    return target
 
 
 def events_lead_nowhere(stream: Stream) -> str:

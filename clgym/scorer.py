@@ -121,6 +121,8 @@ class Scorer:
         kept: Per task, of which questions the full answers are kept, bool ``(n_j,)``; ``None``: of none.
     """
 
+    needs = ("point", "task", "question", "prediction")  # columns by which a log can be scored anew
+
     def __init__(
         self,
         tasks: Sequence[str],
@@ -165,7 +167,7 @@ class Scorer:
         self._logged += n
         return int(right.sum()) / n
 
-    def add_online(self, answer: Array, label: IntArray) -> float:
+    def add_online(self, answer: Array, label: Any) -> float:
         """Score a batch that is about to be trained on; return its accuracy in [0, 1]."""
         prediction = answer if answer.ndim == 1 else answer.argmax(axis=1)
         accuracy = float((prediction == label).mean())

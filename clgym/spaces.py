@@ -10,6 +10,8 @@ import numpy as np
 from clgym.errors import InvalidAnswerError
 from clgym.events import Array, End, Erase, EraseEnd, EraseRequest, Event, Guess, Query, TaskEnd, TaskStart, Train
 
+SLOTS = 100  # most detections of an answer about one image, as COCO counts them
+
 
 class EventSpace(gymnasium.Space[Event]):
     """Events of a stream whose inputs have one shape.
@@ -47,6 +49,8 @@ class EventSpace(gymnasium.Space[Event]):
         match x:
             case Train():
                 whole = self._inputs(x.inputs) and len(x.ids) == len(x.inputs) == len(x.targets)
+                if isinstance(x.targets, np.ndarray) and x.targets.dtype.kind == "f" and x.targets.shape[2:] != (5,):
+                    return False
                 return whole and x.ids.dtype == np.int64
             case Query():
                 return self._inputs(x.inputs) and len(x.prompts) == len(x.candidates) > 0
@@ -81,10 +85,10 @@ class EventSpace(gymnasium.Space[Event]):
 
 
 class AnswerSpace(gymnasium.Space[Any]):
-    """Answers to events: labels ``(B,)``, log-probabilities ``(B, C)``, a :class:`Guess`, or ``None``.
+    """Answers to events: labels, log-probabilities, detections, a :class:`Guess`, or ``None``.
 
-    Membership says that ``x`` could answer *some* query of the stream; whether it answers the last one
-    is checked by ``step``.
+    Shapes are ``(B,)``, ``(B, C)`` and ``(B, Q, 4 + C)``; see :class:`clgym.events.Query`. Membership says that ``x``
+    could answer *some* query of the stream; whether it answers the last one is checked by ``step``.
 
     Args:
         classes: Largest number of candidates of a query.
@@ -119,7 +123,11 @@ class AnswerSpace(gymnasium.Space[Any]):
             return False
         if x.dtype == np.int64:
             return x.ndim == 1 and bool(((x >= 0) & (x < self.classes)).all())
-        return x.dtype in (np.float32, np.float64) and x.ndim == 2 and fault_of_scores(x) == ""
+        if x.dtype not in (np.float32, np.float64):
+            return False
+        if x.ndim == 3:
+            return 4 < x.shape[2] <= 4 + self.classes and 0 < x.shape[1] <= SLOTS and fault_of_boxes(x) == ""
+        return x.ndim == 2 and fault_of_scores(x) == ""
 
     def __eq__(self, other: object) -> bool:
         """Equal if of as many classes."""
@@ -153,18 +161,53 @@ def fault_of_scores(scores: Array) -> str:
     return ""
 
 
+def fault_of_boxes(found: Array) -> str:
+    """Return what keeps ``found`` ``(B, Q, 4 + C)`` from being boxes and scores, or ``""``: all lie in [0, 1].
+
+    >>> fault_of_boxes(np.array([[[0.5, 0.5, 0.2, 1.5, 0.9]]]))
+    'values from 0.2 to 1.5'
+    """
+    if np.isnan(found).any():
+        return f"NaN in row {int(np.isnan(found).any(axis=(1, 2)).argmax())}"
+    return "" if ((found >= 0) & (found <= 1)).all() else f"values from {found.min():.4g} to {found.max():.4g}"
+
+
+def _checked_boxes(event: Query, action: Any) -> Array:
+    """Return detections as an array; a :class:`Guess` becomes one for each image."""
+    B, C = len(event.inputs), len(event.candidates)
+    if type(action) is Guess:
+        return np.random.default_rng(action.seed).random((B, 1, 4 + C), np.float32)
+    wanted = f"float detections of shape ({B}, Q, {4 + C}) with Q from 1 to {SLOTS}, all in [0, 1]"
+    if not isinstance(action, np.ndarray):
+        fault, fix = kind_of(action), "Return agent.act(event)." if action is None else "Convert it to a NumPy array."
+    elif (
+        action.dtype not in (np.float32, np.float64)
+        or action.ndim != 3
+        or action.shape != (B, action.shape[1], 4 + C)
+        or not 0 < action.shape[1] <= SLOTS
+    ):
+        fault, fix = kind_of(action), "Give centre x, centre y, width, height and a score per candidate in a row."
+    else:
+        fault, fix = fault_of_boxes(action), "Boxes are shares of the image, and scores are probabilities."
+    if fault:
+        raise InvalidAnswerError(f"Expected {wanted}; got {fault}. {fix}")
+    return action  # type: ignore[no-any-return]
+
+
 def checked(event: Query, action: Any, needs_scores: bool) -> Array:
-    """Return the answer to a query as an array; a :class:`Guess` becomes labels.
+    """Return the answer to a query as an array; a :class:`Guess` becomes labels, or boxes where these are wanted.
 
     Args:
         event: What is answered.
-        action: Labels int64 ``(B,)`` or log-probabilities ``(B, C)``.
+        action: Labels int64 ``(B,)``, log-probabilities ``(B, C)``, or detections ``(B, Q, 4 + C)``.
         needs_scores: Whether labels are refused.
 
     Raises:
         InvalidAnswerError: The answer has another shape, dtype or range.
     """
     B, C = len(event.inputs), len(event.candidates)
+    if event.wants == "boxes":
+        return _checked_boxes(event, action)
     if type(action) is Guess:
         return np.random.default_rng(action.seed).integers(0, C, B)
     wanted = f"float log-probabilities of shape ({B}, {C})"

@@ -8,10 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clgym.agent import Footprint, Setup
-from clgym.attention import lora_targets
+from clgym.attention import lora_targets, part_of
 from clgym.errors import SettingError
 from clgym.events import Erase, EraseEnd, TaskStart, Train
 from clgym.learner import Learner, learning_rate
@@ -61,7 +60,7 @@ class Eraser(Learner):
         self.rates, self.decays = (self.lr, erase_lr), (0.0, erase_decay)
         self.lora = self.adapt(r=r)
         names = lora_targets(self.backbone.model, "vision")
-        self.trained = {name for name in names if not layers or name.rpartition(".")[2] in layers}
+        self.trained = {name for name in names if not layers or part_of(name) in layers}
         self.in_phase = False
 
     @abstractmethod
@@ -114,9 +113,9 @@ class Eraser(Learner):
         return self.class_rows(self._now().prompts, ensemble=False)
 
     def ce(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy of a batch over all classes met so far."""
+        """Return the cross-entropy of a batch over all classes met so far, or a detector's set loss."""
         images, targets = batch
-        return F.cross_entropy(self.logits(images, self.rows), targets)
+        return self.against_labels(self.logits(images, self.rows), targets)
 
     def before(self, images: Tensor) -> Tensor:
         """Return features ``(B, d)`` of the model as it was when the phase began, without gradient."""

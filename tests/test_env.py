@@ -13,6 +13,7 @@ import pytest
 from clgym.env import ContinualEnv
 from clgym.errors import InvalidAnswerError, RecordError, SettingError, StreamEndedError
 from clgym.events import Array, End, Event, Guess, Query, TaskEnd, TaskStart, Train
+from clgym.scorer import Scorer
 
 Toy = Callable[..., ContinualEnv]
 
@@ -336,6 +337,7 @@ def test_prequential_asks_each_batch_before_showing_it(toy: Toy) -> None:
         if isinstance(event, Train):
             assert isinstance(before, Query)
             assert np.array_equal(before.inputs, event.inputs)
+    assert isinstance(env.scorer, Scorer)
     online = env.scorer.online()
     assert online is not None
     assert len(online) == 6
@@ -345,6 +347,7 @@ def test_prequential_asks_each_batch_before_showing_it(toy: Toy) -> None:
 def test_probes_inside_tasks_ask_tasks_seen_so_far(toy: Toy) -> None:
     env = toy(tasks=2, steps=4, probe_every=2, probe_size=2)
     play(env)
+    assert isinstance(env.scorer, Scorer)
     probes = env.scorer.probes()
     assert probes is not None
     assert probes.task_learning.tolist() == [1, 2]

@@ -492,8 +492,8 @@ def test_probes_are_asked_among_the_others_once_their_task_is_learned() -> None:
     shown = env.report().R
     right = (
         log["prediction"]
-        == np.concatenate(env.scorer._labels)[
-            np.array([0, *np.cumsum([len(labels) for labels in env.scorer._labels])])[log["task"]] + log["question"]
+        == np.concatenate(env.lifetime.labels())[
+            np.array([0, *np.cumsum([len(labels) for labels in env.lifetime.labels()])])[log["task"]] + log["question"]
         ]
     )
     numbered = [number for number, point in enumerate(points) if point.is_row]

@@ -13,7 +13,7 @@ from clgym.worlds.canvas import Array, Canvas, Frame, Integers
 Values = Mapping[str, Integers]
 Pictures = NDArray[np.uint8]
 
-_DARK = (0.12, 0.12, 0.14)
+DARK = (0.12, 0.12, 0.14)
 _GLASS = (0.55, 0.75, 0.88)
 
 
@@ -35,7 +35,7 @@ def aircraft(rng: np.random.Generator, values: Values) -> Pictures:
         half, (0.0, front), (reach, front + sweep), (reach, front + sweep + tip), (0.0, front + root)
     )
     sky.paint(wings, grey)
-    dark = canvas.tint(rng, n, _DARK, 0.03)
+    dark = canvas.tint(rng, n, DARK, 0.03)
     for at, least in ((0.34, 1), (0.60, 2)):
         y = front + sweep * (at / reach) + 0.02
         sky.paint(canvas.ellipse(half, at, y, 0.085, 0.17) * canvas.column(engines >= least), dark)
@@ -116,11 +116,11 @@ def _house(art: Canvas, f: Frame, c: Array, dark: Array) -> None:
     art.paint(canvas.box(f, -0.25, 0.3, 0.15, 0.15), np.full_like(c, 0.92))
 
 
-_Painter = Callable[[Canvas, Frame, Array, Array], None]
-_THINGS: tuple[_Painter, ...] = (_mug, _umbrella, _lamp, _chair, _key, _bell, _bottle, _hat, _clock, _house)
+Painter = Callable[[Canvas, Frame, Array, Array], None]
+THINGS: tuple[Painter, ...] = (_mug, _umbrella, _lamp, _chair, _key, _bell, _bottle, _hat, _clock, _house)
 
 
-def _each(art: Canvas, which: Integers, painters: tuple[_Painter, ...], frame: Frame, *colours: Array) -> None:
+def paint_each(art: Canvas, which: Integers, painters: tuple[Painter, ...], frame: Frame, *colours: Array) -> None:
     """Let every painter paint the pictures that are its own."""
     for index, painter in enumerate(painters):
         rows = np.flatnonzero(which == index)
@@ -140,7 +140,7 @@ def objects(rng: np.random.Generator, values: Values) -> Pictures:
     frame = canvas.place(rng, n, size=(0.62, 0.95), shift=0.18, turn=0.3)
     names = ("red", "yellow", "green", "blue", "purple", "brown")
     colour = canvas.named(rng, names, values["colour"], 0.07)
-    _each(art, values["thing"], _THINGS, frame, colour, canvas.tint(rng, n, _DARK, 0.04))
+    paint_each(art, values["thing"], THINGS, frame, colour, canvas.tint(rng, n, DARK, 0.04))
     return art.finish(rng)
 
 
@@ -197,7 +197,7 @@ def _rocket(art: Canvas, f: Frame, c: Array, dark: Array) -> None:
     art.paint(canvas.ellipse(f, 0.0, -0.3, 0.14), dark)
 
 
-_SMALL: tuple[_Painter, ...] = (_bird, _fish, _ship, _truck, _frog, _butterfly, _tree, _rocket)
+SMALL: tuple[Painter, ...] = (_bird, _fish, _ship, _truck, _frog, _butterfly, _tree, _rocket)
 
 
 def small_objects(rng: np.random.Generator, values: Values) -> Pictures:
@@ -208,7 +208,7 @@ def small_objects(rng: np.random.Generator, values: Values) -> Pictures:
     frame = canvas.place(rng, n, size=(0.7, 0.92), shift=0.15, turn=0.2)
     base = canvas.any_colour(rng, n, 0.15, 1.0)
     skin = np.where((base.mean(1, keepdims=True) > 0.55), base * 0.3, 0.55 + 0.45 * base).astype(np.float32)
-    _each(art, values["thing"], _SMALL, frame, base, canvas.tint(rng, n, _DARK, 0.04))
+    paint_each(art, values["thing"], SMALL, frame, base, canvas.tint(rng, n, DARK, 0.04))
     same = np.abs(art.pixels - base[:, :, None, None]).max(1) < 0.02
     stripes = canvas.wave(frame.u * 2.1 + canvas.between(rng, n, 0, 1)) > 0.55
     spots = canvas.wave(frame.u * 2.0 + frame.v) * canvas.wave(frame.v * 2.0 - frame.u) > 0.42
@@ -236,7 +236,7 @@ def cars(rng: np.random.Generator, values: Values) -> Pictures:
     frame = canvas.place(rng, n, size=(0.85, 0.98), shift=0.07, turn=0.05)
     art.paint((frame.v > 0.52).astype(np.float32), canvas.tint(rng, n, (0.42, 0.42, 0.44)))
     paint = canvas.named(rng, ("red", "blue", "green", "yellow", "white", "grey"), values["colour"])
-    dark, glass = canvas.tint(rng, n, _DARK, 0.03), canvas.tint(rng, n, _GLASS, 0.04)
+    dark, glass = canvas.tint(rng, n, DARK, 0.03), canvas.tint(rng, n, _GLASS, 0.04)
     # Columns: sedan, hatchback, coupe, van, pickup, bus.
     top = canvas.pick(body, (-0.30, -0.32, -0.12, -0.50, -0.30, -0.66))
     waist = canvas.pick(body, (0.08, 0.08, 0.16, 0.05, 0.12, 0.05))
