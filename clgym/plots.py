@@ -287,32 +287,44 @@ def _name_points(figure: Figure, axes: Axes, runs: Array, means: Sequence[tuple[
         for x, y in axes.transData.transform(points):
             taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
     size = 9.5 if len(means) <= 16 else 8
-    for label, at, colour in means:
-        best, cost = None, np.inf
-        for dx, dy, ha, va in _places():
-            text = axes.annotate(
-                label,
-                (at[0], at[1]),
-                (dx, dy),
-                textcoords="offset points",
-                ha=ha,
-                va=va,
-                fontsize=size,
-                color=colour,
-                weight="bold",
-                parse_math=False,
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7} if abs(dx) + abs(dy) > 24 else None,
-            )
-            box = text.get_window_extent()
-            covered = sum(_overlap(box, other) for other in taken) + 3 * _outside(box, axes.bbox)
-            if covered < cost - 1e-6:
-                if best is not None:
-                    best.remove()
-                best, cost = text, covered
-            else:
-                text.remove()
+    texts: list[Any] = [None] * len(means)
+    for _ in range(2):  # again, so that the first give way to the last
+        for number, (label, at, colour) in enumerate(means):
+            others = taken + [text.get_window_extent() for i, text in enumerate(texts) if text and i != number]
+            if texts[number]:
+                texts[number].remove()
+            texts[number] = _beside(axes, label, at, others, fontsize=size, color=colour)
+
+
+def _beside(axes: Axes, label: str, at: Array, others: Sequence[Any], *, fontsize: float, color: str) -> Any:
+    """Write a label beside a point, where it covers least of the others."""
+    best, cost = None, np.inf
+    for dx, dy, ha, va in _places():
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7} if abs(dx) + abs(dy) > 24 else None
+        text = axes.annotate(
+            label,
+            (at[0], at[1]),
+            (dx, dy),
+            textcoords="offset points",
+            ha=ha,
+            va=va,
+            fontsize=fontsize,
+            color=color,
+            weight="bold",
+            parse_math=False,
+            arrowprops=line,
+        )
+        box = text.get_window_extent()
+        covered = sum(_overlap(box, other) for other in others) + 3 * _outside(box, axes.bbox)
+        if covered >= cost - 1e-6:
+            text.remove()
+            continue
         if best is not None:
-            taken.append(best.get_window_extent())
+            best.remove()
+        best, cost = text, covered
+        if cost <= 1e-6:
+            break
+    return best
 
 
 def _places() -> Iterator[tuple[float, float, str, str]]:

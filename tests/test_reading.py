@@ -37,8 +37,10 @@ def watch(module: nn.Module) -> list[tuple[int, ...]]:
 
 
 def features(backbone: Backbone) -> dict[str, Tensor]:
-    found = {"image": backbone.encode_images(IMAGES)}
-    return found if isinstance(backbone, ViTBackbone) else found | {"text": backbone.encode_texts(TEXTS)}
+    found: dict[str, Tensor] = {"image": backbone.encode_images(IMAGES)}
+    if not isinstance(backbone, ViTBackbone):
+        found["text"] = backbone.encode_texts(TEXTS)
+    return found
 
 
 @pytest.mark.parametrize("unfolded", [False, True])
