@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from clgym.agent import EMBEDDED_CLIP, EMBEDDED_VIT
 from clgym.attention import lora_targets, unfold_attention
-from clgym.backbones import Backbone, load_backbone
+from clgym.backbones import Backbone, ClipBackbone, load_backbone
 from clgym.lora import adapt
 from clgym.reading import reads_class_token, reads_one_token
-from clgym.vit import ViTBackbone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 TEXTS = ("a cup", "a small photo of a very large dog", "a photo of a red mug.")
@@ -38,7 +37,7 @@ def watch(module: nn.Module) -> list[tuple[int, ...]]:
 
 def features(backbone: Backbone) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {"image": backbone.encode_images(IMAGES)}
-    if not isinstance(backbone, ViTBackbone):
+    if isinstance(backbone, ClipBackbone):
         found["text"] = backbone.encode_texts(TEXTS)
     return found
 
