@@ -150,8 +150,8 @@ def as_shares(
     Raises:
         SourceError: The boxes leave their pictures in every reading, or fit both.
 
-    >>> as_shares(np.array([[10.0, 20, 90, 80]]), np.array([[100.0, 100]]), "", "x").round(2).tolist()
-    [[0.5, 0.5, 0.8, 0.6]]
+    >>> as_shares(np.array([[30.0, 20, 90, 80]]), np.array([[100.0, 100]]), "", "x").round(2).tolist()
+    [[0.6, 0.5, 0.6, 0.6]]
     """
     first, second, slack = boxes[:, :2], boxes[:, 2:], 1.0  # rounding of a pixel
     ends = {"corners": second, "sizes": first + second}

@@ -19,11 +19,11 @@ FLOORS = tuple(
         "anytime backend bank batching distances erasure_metrics formulary gating lowrank merging metrics nf4 ops "
         "philox precision projection prox record references seeds spaces stacking",
         "agent attention audit backbones boxed_sets boxes canary checkpoint columns conformance contrast "
-        "counterfactual demands detection_head detection_scorer detection_scores detection_sources detector device "
-        "distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder frozen "
-        "group_sparse head hub hub_sets images increments inside labels learner lifetime lookahead lora memory "
-        "mixture neighbours optim parts plan plots probes prompting scenario scorer sources stack texts tuning "
-        "unlearning variants vit whitebox worlds",
+        "counterfactual demands detection_head detection_scorer detection_scores detection_sources detector "
+        "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder "
+        "frozen group_sparse head hub hub_sets images increments inside labels learner lifetime lookahead lora "
+        "memory mixture neighbours optim parts plan plots probes prompting reading scenario scorer sources "
+        "stack texts tuning unlearning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "audit_runs erasure_results grid ladder leaderboard reference_runs rescore runner sweep sweep_here "
