@@ -16,7 +16,7 @@ from clgym.errors import ContractError
 from clgym.registry import find, settings
 
 # Settings of the stream that agents are checked on, where a scenario has them.
-SMALL = {"tasks": 2, "steps": 4, "requests": 1, "erase_steps": 2}
+SMALL = {"tasks": 2, "steps": 3, "requests": 1, "erase_steps": 2}
 T = TypeVar("T")
 
 

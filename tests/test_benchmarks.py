@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+from clgym.__main__ import app
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -201,6 +206,13 @@ def test_erasers_are_played_for_the_page(load: Any, tmp_path: Path, monkeypatch:
     erasure, page = load("erasure"), tmp_path / "erasure.md"
     alone = replace(erasure.SECTIONS["removal"], agents=("noop_eraser",), settings=("amount=50", "requests=1"))
     monkeypatch.setitem(erasure.SECTIONS, "removal", alone)
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "clgym"]
+        done = CliRunner().invoke(app, command[3:])
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
+
+    monkeypatch.setattr(subprocess, "run", run)
     page.write_text("<!-- removal -->\n<!-- end of removal -->\n", encoding="utf-8")
     erasure.main(["--page", str(page), "--only", "removal", "--quick", "--seeds", "0", "--out", str(tmp_path)])
     assert "| noop_eraser-v0 |" in page.read_text(encoding="utf-8")
