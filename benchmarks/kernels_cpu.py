@@ -1,7 +1,7 @@
-"""The ratios C1 to C8 on one CPU thread; correctness is checked first.
+"""The ratios C1 to C9 on one CPU thread; correctness is checked first.
 
 Run ``python benchmarks/kernels_cpu.py`` (``--only C1 C3`` for some, ``--page docs/speed.md`` to write the table there).
-``rounds.py`` says how a ratio is measured. C1, C2 and C8 run a vision transformer of width 128 with 4 layers and 65
+``rounds.py`` says how a ratio is measured. C1, C2, C8 and C9 run a vision transformer of width 128 with 4 layers and 65
 tokens, batch 64, with an adapter on each of its 24 linear layers. C7 needs ``avalanche-lib`` 0.6.
 """
 
@@ -27,6 +27,7 @@ from clgym.events import Query, Train
 from clgym.images import ArrayImages
 from clgym.lora import LoRASet
 from clgym.optim import AdamWProx
+from clgym.reading import encode_class_token, reads_class_token
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
 
 BATCH = 64
@@ -247,7 +248,31 @@ def c8(rounds: int, quick: bool) -> list[Row]:
     return [Row("C8", words, ratio(times, "cached", "whole"), ratio(times, "again", "whole"), at_most=0.6)]
 
 
-JOBS = {"C1": c1_c2, "C2": c1_c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C7": c7, "C8": c8}
+def c9(rounds: int, quick: bool) -> list[Row]:
+    """The last block for the token that is read alone; both ways must end with the same branches."""
+    model = subject(quick)
+    (lora, step), (_, again), (twin, _) = (ours(model, 16) for _ in range(3))
+    optimizer = AdamWProx([twin.arena()], lr=1e-3)
+    assert reads_class_token(twin.model)
+
+    def brief() -> None:
+        twin.zero_grad()
+        torch.autograd.backward(encode_class_token(twin.model, pictures()).square().mean())
+        optimizer.step()
+
+    rows = []
+    times = measured({"whole": step, "again": again, "brief": brief}, rounds)
+    torch.testing.assert_close(lora.arena(), twin.arena(), rtol=1e-3, atol=1e-4)
+    words = "one token in the last block over all of them, "
+    rows.append(Row("C9", words + "LoRA step, r=16", ratio(times, "brief", "whole"), ratio(times, "again", "whole")))
+    with torch.inference_mode():
+        answers = {name: functools.partial(lora.model, pictures()) for name in ("whole", "again")}
+        times = measured(answers | {"brief": lambda: encode_class_token(lora.model, pictures())}, rounds)
+    rows.append(Row("C9", words + "answers", ratio(times, "brief", "whole"), ratio(times, "again", "whole")))
+    return rows
+
+
+JOBS = {"C1": c1_c2, "C2": c1_c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C7": c7, "C8": c8, "C9": c9}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
