@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,14 @@ def answers_do_not_depend_on_the_batch(trial: Trial) -> str:
 def a_state_continues_bit_for_bit(trial: Trial) -> str:
     """A fresh agent given a state from disk goes on as the first did: from the start, inside a task, between tasks."""
     answers, states, _ = trial.played
-    for position in trial.pauses:
+    # Each goes as far as the next pause: what a state lacks is missed behind the pause before its use.
+    for position, stop in pairwise([*sorted(trial.pauses), len(trial.events)]):
         agent = trial.fresh()
         agent.load_state_dict(states[position])
-        if not _same([agent.act(event) for event in trial.events[position:]], answers[position:]):
+        if not _same([agent.act(event) for event in trial.events[position:stop]], answers[position:stop]):
             return f"Expected the same answers after event {position}; got others. Add to state_dict what is missing."
-        if name := changed(states[-1], _through_disk(agent)):
-            return f"Expected the same state at the end after event {position}; got another {name!r}. Restore it."
+        if name := changed(states.get(stop, states[-1]), _through_disk(agent)):
+            return f"Expected the same state from event {position} to {stop}; got another {name!r}. Restore it."
     return ""
 
 

@@ -14,7 +14,7 @@ from clgym import agent_rules
 from clgym.agent import Agent, AgentSpec, Footprint, Setup
 from clgym.check import check_agent
 from clgym.errors import ContractError
-from clgym.events import Answer, Array, Event, Inputs, IntArray, Query, Train
+from clgym.events import Answer, Array, Event, Inputs, IntArray, Query, TaskEnd, Train
 
 
 class Sum(Agent):
@@ -187,6 +187,29 @@ class Absent(Sum):
         del state
 
 
+class Delayed(Sum):
+    """Notes at the start what only its last answers need, and keeps it out of its state."""
+
+    note, ended = 0, 0
+
+    def learn(self, event: Train) -> None:
+        super().learn(event)
+        self.note = self.note or 1 + int(event.ids.min())
+
+    def end_task(self, event: TaskEnd) -> None:
+        self.ended += 1
+
+    def answer(self, event: Query) -> Answer:
+        return (self.key(event) + (self.note if self.ended == 2 else 0)) % len(event.candidates)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "ended": self.ended}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ended = state["ended"]
+
+
 class Opaque(Sum):
     def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "seen": {1, 2}}
@@ -227,6 +250,7 @@ BROKEN_AGENTS: list[tuple[str, type[Agent]]] = [
     ("looking_inside_changes_nothing", Hooked),
     ("answers_do_not_depend_on_the_batch", Sociable),
     ("a_state_continues_bit_for_bit", Absent),
+    ("a_state_continues_bit_for_bit", Delayed),
     ("the_same_seed_gives_the_same_answers", Opaque),
     ("its_footprint_counts", Boaster),
     ("its_footprint_counts", Hoarder),
