@@ -7,7 +7,9 @@ whenever and in whatever order, gets the same pictures. `REVISION` moves when an
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -111,11 +113,15 @@ def draw(name: str, split: Split, per_class: int) -> tuple[NDArray[np.uint8], In
 
 @functools.cache
 def _digits() -> tuple[NDArray[np.float32], Integers]:
-    """Load scikit-learn's scans, `(1797, 8, 8)` in [0, 1], and their labels."""
-    from sklearn.datasets import load_digits
+    """Load scikit-learn's scans, `(1797, 8, 8)` in [0, 1], and their labels.
 
-    scans, labels = load_digits(return_X_y=True)
-    return (scans / 16.0).reshape(-1, 8, 8).astype(np.float32), labels.astype(np.int64)
+    Its file is read without its `load_digits`, whose import takes a second and a half: of scipy, mostly.
+    """
+    sklearn = importlib.util.find_spec("sklearn")
+    assert sklearn is not None
+    assert sklearn.origin is not None
+    table = np.loadtxt(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return (table[:, :-1] / 16.0).reshape(-1, 8, 8).astype(np.float32), table[:, -1].astype(np.int64)
 
 
 def _scans(split: Split, per_class: int) -> NDArray[np.uint8]:
