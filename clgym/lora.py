@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from clgym.errors import NotRegisteredError, RecordError, SettingError
 from clgym.ops import lora_linear, merge_error, merge_stochastic
+from clgym.step_weights import StepWeights
 
 Gate = Literal["none", "normal", "ones"]
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -92,6 +93,7 @@ class LoRALinear(nn.Module):
         self.keeps_merged = base.weight.dtype in (torch.float32, torch.float64)
         self._merged: tuple[list[int], Tensor] | None = None
         self._arena: tuple[nn.Parameter, ...] = ()  # in a tuple, as it is no parameter of this layer
+        self._together = StepWeights()
 
     def reset(self, generator: torch.Generator, gate: Gate | None = None) -> None:
         """Draw a fresh branch that changes nothing: ``A`` Kaiming-uniform with ``a = sqrt(5)``, B zero.
@@ -153,6 +155,8 @@ class LoRALinear(nn.Module):
             self._merged = None
         elif self.keeps_merged:
             return F.linear(x, self._merged_weight(), self.base.bias)
+        if self._together.serve(self, x):
+            return F.linear(x, self._together.of(self), self.base.bias)
         branch = (self.A, self.Bt, self.gate, self.scale)
         return lora_linear(x, self.base.weight, self.base.bias, *branch, mode="merged" if self._merges(x) else "split")
 
@@ -210,8 +214,9 @@ class LoRASet:
             leaf.grad = grad[here].view_as(leaf)
             start += leaf.numel()
         adapted = sum(layer.weight.numel() * layer.weight.element_size() for layer in each)
+        together = StepWeights(each)
         for layer in each:
-            layer._arena = (self._arena,)
+            layer._arena, layer._together = (self._arena,), together
             layer.keeps_merged &= adapted <= MERGED_AT_MOST
 
     def __len__(self) -> int:

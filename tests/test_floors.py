@@ -23,7 +23,7 @@ FLOORS = tuple(
         "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder "
         "frozen group_sparse head hub hub_sets images increments inside labels learner lifetime lookahead lora "
         "memory mixture neighbours optim parts plan plots probes prompting reading scenario scorer sources "
-        "stack texts tuning unlearning variants vit whitebox worlds",
+        "stack step_weights texts tuning unlearning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",
         "audit_runs erasure_results grid ladder leaderboard reference_runs rescore runner sweep sweep_here "
