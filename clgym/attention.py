@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clgym.errors import SettingError
+from clgym.step_weights import side_by_side
 
 Encoders = Literal["all", "vision", "text"]
 Prefix = tuple[Tensor, Tensor]
@@ -89,11 +90,8 @@ class UnfoldedAttention(nn.Module):
         assert not is_causal
         key = query if key is None else key
         value = key if value is None else value
-        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        if self.prefix is not None:
-            assert attn_mask is None
-            k, v = torch.cat([self.prefix[0].to(k), k], 1), torch.cat([self.prefix[1].to(v), v], 1)
-        q, k, v = (x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2) for x in (q, k, v))
+        assert self.prefix is None or attn_mask is None
+        q, k, v = self._projected(query, key, value)
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
                 attn_mask = ~attn_mask
@@ -103,6 +101,28 @@ class UnfoldedAttention(nn.Module):
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out, None) if self.pair else out
 
+    @property
+    def same_inputs(self) -> tuple[nn.Module, ...]:
+        """The layers that read the same tokens where attention is to oneself."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Return q, k and v by head: ``(B, heads, L, d / heads)``, and S for L in the last two."""
+        if self.prefix is None and key is value:
+            if query is key and (joint := side_by_side(query, *self.same_inputs)) is not None:
+                return self._by_head(joint, 3)
+            if (joint := side_by_side(key, *self.same_inputs[1:])) is not None:
+                return self._by_head(self.q_proj(query)) + self._by_head(joint, 2)
+        k, v = self.k_proj(key), self.v_proj(value)
+        if self.prefix is not None:
+            k, v = torch.cat([self.prefix[0].to(k), k], 1), torch.cat([self.prefix[1].to(v), v], 1)
+        return [part for x in (self.q_proj(query), k, v) for part in self._by_head(x)]
+
+    def _by_head(self, joint: Tensor, parts: int = 1) -> list[Tensor]:
+        """Split projections ``(B, L, parts * d)`` into parts ``(B, heads, L, d / heads)``, as views."""
+        each = joint.view(*joint.shape[:2], parts, self.heads, -1).unbind(2)
+        return [part.transpose(1, 2) for part in each]
+
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Return ``softmax(q k^T / sqrt(d) + mask) v``, ``(B, heads, L, d)``.
@@ -111,6 +131,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     if q.is_cuda or k.shape[2] > SHORT or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the products would copy too, and q twice
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask

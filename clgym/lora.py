@@ -93,7 +93,7 @@ class LoRALinear(nn.Module):
         self.keeps_merged = base.weight.dtype in (torch.float32, torch.float64)
         self._merged: tuple[list[int], Tensor] | None = None
         self._arena: tuple[nn.Parameter, ...] = ()  # in a tuple, as it is no parameter of this layer
-        self._together = StepWeights()
+        self.together = StepWeights()
 
     def reset(self, generator: torch.Generator, gate: Gate | None = None) -> None:
         """Draw a fresh branch that changes nothing: ``A`` Kaiming-uniform with ``a = sqrt(5)``, B zero.
@@ -155,8 +155,8 @@ class LoRALinear(nn.Module):
             self._merged = None
         elif self.keeps_merged:
             return F.linear(x, self._merged_weight(), self.base.bias)
-        if self._together.serve(self, x):
-            return F.linear(x, self._together.of(self), self.base.bias)
+        if (weight := self.together.weight(x, self)) is not None:
+            return F.linear(x, weight, self.base.bias)
         branch = (self.A, self.Bt, self.gate, self.scale)
         return lora_linear(x, self.base.weight, self.base.bias, *branch, mode="merged" if self._merges(x) else "split")
 
@@ -198,8 +198,7 @@ class LoRASet:
 
     def __init__(self, model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
         """Move the parameters into the buffers."""
-        self.model = model
-        self.layers = tuple(layers.items())
+        self.model, self.layers = model, tuple(layers.items())
         each = [layer for _, layer in self.layers]
         gates = [layer.gate for layer in each if layer.gate is not None]
         self._leaves = (*(layer.A for layer in each), *(layer.Bt for layer in each), *gates)
@@ -214,10 +213,12 @@ class LoRASet:
             leaf.grad = grad[here].view_as(leaf)
             start += leaf.numel()
         adapted = sum(layer.weight.numel() * layer.weight.element_size() for layer in each)
-        together = StepWeights(each)
         for layer in each:
-            layer._arena, layer._together = (self._arena,), together
+            layer._arena = (self._arena,)
             layer.keeps_merged &= adapted <= MERGED_AT_MOST
+        together = StepWeights(each, model)
+        for layer in each:
+            layer.together = together
 
     def __len__(self) -> int:
         """Count the adapted layers."""

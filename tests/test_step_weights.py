@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clgym.attention import UnfoldedAttention
 from clgym.lora import Gate, LoRALinear, LoRASet, adapt
 from clgym.optim import AdamWProx
+from clgym.step_weights import side_by_side
 
 
 class Net(nn.Module):
@@ -72,14 +74,14 @@ def gradient(lora: LoRASet, loss: Callable[[], Tensor]) -> Tensor:
 
 
 def weights(lora: LoRASet) -> Any:
-    return lora.layers[0][1]._together
+    return lora.layers[0][1].together
 
 
 @pytest.mark.parametrize("gate", ["none", "normal"])
 @pytest.mark.parametrize("alpha", [None, 12.0])
 def test_outputs_and_gradients_are_those_of_the_branches(gate: Gate, alpha: float | None) -> None:
     lora = adapted(gate, alpha)
-    assert [len(group) for group in weights(lora).groups] == [3, 1]
+    assert [len(group) for group in weights(lora).groups] == [3, 1]  # runs of one layer each
     torch.testing.assert_close(lora.model(inputs()), by_hand(lora, inputs()))
     assert weights(lora)._made is not None
     ours = gradient(lora, lambda: lora.model(inputs()).square().mean())
@@ -189,14 +191,80 @@ def test_nothing_is_kept_alive() -> None:
 def test_wide_layers_many_rows_and_other_types_go_their_own_way() -> None:
     lora = adapted()
     layer = lora.layers[0][1]
-    assert weights(lora).serve(layer, inputs())
-    assert weights(lora).serve(layer, torch.zeros(2, 1024, 6))
-    assert not weights(lora).serve(layer, torch.zeros(2049, 6))
+    for x in (inputs(), torch.zeros(2, 1024, 6)):
+        assert weights(lora).weight(x, layer) is not None
+    assert weights(lora).weight(torch.zeros(2049, 6), layer) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert not weights(lora).serve(layer, inputs())
-    assert not weights(lora).serve(LoRALinear(nn.Linear(6, 6), 3), inputs())
+        assert weights(lora).weight(inputs(), layer) is None
+    assert weights(lora).weight(inputs(), LoRALinear(nn.Linear(6, 6), 3)) is None
     for base, r in ((nn.Linear(64, 64), 1), (nn.Linear(8, 8, dtype=torch.float64), 2), (nn.Linear(8, 8).bfloat16(), 2)):
         other = adapt(nn.Sequential(base), r=r, targets="0", generator=seeded()).layers[0][1]
         x = torch.zeros(5, base.in_features, dtype=base.weight.dtype)
-        assert not other._together.serve(other, x)
+        assert other.together.weight(x, other) is None
         assert other(x).shape == (5, base.out_features)
+
+
+class Attending(nn.Module):
+    """Attention of all tokens to all, or of the first alone, as in a last block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = UnfoldedAttention(nn.MultiheadAttention(8, 2, batch_first=True))
+
+    def forward(self, x: Tensor, *, one: bool = False) -> Tensor:
+        out: Tensor = self.attn(x[:, :1], x, x)[0] if one else self.attn(x)[0]
+        return out
+
+
+TOKENS = torch.randn(3, 5, 8, generator=seeded(4))
+
+
+def attending(*targets: str, gate: Gate = "none") -> LoRASet:
+    torch.manual_seed(0)
+    model = Attending()
+    for bias in (model.attn.q_proj.bias, model.attn.k_proj.bias, model.attn.v_proj.bias):
+        nn.init.normal_(bias)
+    lora = adapt(model, r=2, targets=targets, generator=seeded(), gate=gate)
+    with torch.no_grad():
+        lora.arena().normal_(0, 0.5, generator=seeded(1))
+    return lora
+
+
+@pytest.mark.parametrize("gate", ["none", "normal"])
+@pytest.mark.parametrize("one", [False, True])
+def test_layers_that_read_the_same_tokens_are_one_product(gate: Gate, one: bool) -> None:
+    lora = attending("q_proj", "k_proj", "v_proj", "out_proj", gate=gate)
+    layers = lora.model.attn.same_inputs  # type: ignore[union-attr]
+    assert [[len(run) for run in group] for group in weights(lora).groups] == [[3, 1]]
+    for some in (layers, layers[1:], layers[:2]):  # type: ignore[index]
+        joint = side_by_side(TOKENS, *some)  # type: ignore[misc]
+        assert joint is not None
+        torch.testing.assert_close(joint, torch.cat([layer(TOKENS) for layer in some], -1))  # type: ignore[union-attr]
+    torch.testing.assert_close(lora.model(TOKENS, one=one), by_hand(lora, TOKENS, one=one))
+    ours = gradient(lora, lambda: lora.model(TOKENS, one=one).square().mean())
+    theirs = gradient(lora, lambda: by_hand(lora, TOKENS, one=one).square().mean())
+    torch.testing.assert_close(ours, theirs)
+    assert (ours != 0).all()
+
+
+def test_layers_that_are_not_alike_or_watched_are_asked_one_by_one() -> None:
+    some = attending("q_proj", "v_proj")
+    assert side_by_side(TOKENS, *some.model.attn.same_inputs) is None  # type: ignore[union-attr, misc]
+    torch.testing.assert_close(some.model(TOKENS), by_hand(some, TOKENS))
+
+    lora = attending("q_proj", "k_proj", "v_proj")
+    q, k, v = (layer for _, layer in lora.layers)
+    assert side_by_side(TOKENS, k, q) is None
+    with torch.no_grad():
+        assert side_by_side(TOKENS, q, k, v) is None
+    heard: list[Tensor] = []
+    hook = k.register_forward_hook(lambda layer, args, out: heard.append(out))
+    watched = lora.model(TOKENS)
+    hook.remove()
+    assert len(heard) == 1
+    torch.testing.assert_close(watched, lora.model(TOKENS))
+    with lora.put_aside() as plain:
+        aside = plain(TOKENS)
+    with torch.no_grad():
+        lora.arena().zero_()
+    torch.testing.assert_close(aside, lora.model(TOKENS))
