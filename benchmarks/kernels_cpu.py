@@ -1,14 +1,16 @@
-"""The ratios C1 to C9 on one CPU thread; correctness is checked first.
+"""The ratios C1 to C10 on one CPU thread, the last on two also; correctness is checked first.
 
 Run ``python benchmarks/kernels_cpu.py`` (``--only C1 C3`` for some, ``--page docs/speed.md`` to write the table there).
 ``rounds.py`` says how a ratio is measured. C1, C2, C8 and C9 run a vision transformer of width 128 with 4 layers and 65
-tokens, batch 64, with an adapter on each of its 24 linear layers. C7 needs ``avalanche-lib`` 0.6.
+tokens, batch 64, with an adapter on each of its 24 linear layers; C10 runs both encoders of the tiny CLIP. C7 needs
+``avalanche-lib`` 0.6.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,7 +23,9 @@ from steps import adapted, floor_step, our_step, peft_like, peft_step, vision_mo
 from torch import Tensor, nn
 
 import clgym
-from clgym.attention import lora_targets
+from clgym.agent import EMBEDDED_CLIP
+from clgym.attention import lora_targets, unfold_attention
+from clgym.backbones import load_clip
 from clgym.env import ContinualEnv
 from clgym.events import Query, Train
 from clgym.images import ArrayImages
@@ -29,6 +33,7 @@ from clgym.lora import LoRASet
 from clgym.optim import AdamWProx
 from clgym.reading import encode_class_token, reads_class_token
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
+from clgym.step_weights import StepWeights
 
 BATCH = 64
 
@@ -272,7 +277,37 @@ def c9(rounds: int, quick: bool) -> list[Row]:
     return rows
 
 
-JOBS = {"C1": c1_c2, "C2": c1_c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C7": c7, "C8": c8, "C9": c9}
+def c10(rounds: int, quick: bool) -> list[Row]:
+    """The weights of a step at once, q, k and v by one product; both ways must end with the same branches."""
+    del quick  # a round takes a tenth of a second
+    clip, texts = (
+        load_clip(EMBEDDED_CLIP, "cpu"),
+        [f"a photo of {name}" for name in ("cats", "two dogs", "the sea") * 4],
+    )
+    model = unfold_attention(clip.model)
+    pixels = torch.randint(256, (32, 32, 32, 3), generator=torch.Generator().manual_seed(0)).float()
+
+    def scores(model: nn.Module, images: Tensor) -> Tensor:
+        clip.model = model
+        return clip.encode_images(images.byte()) @ clip.encode_texts(texts).T
+
+    joint, again, apart = (adapted(model, 16) for _ in range(3))
+    for _, layer in apart.layers:
+        layer.together = StepWeights()
+    made = {"joint": joint, "again": again, "apart": apart}
+    steps = {name: our_step(lora, pixels, scores) for name, lora in made.items()}
+    rows = []
+    for threads, clock in ((1, time.process_time), (2, time.perf_counter)):
+        torch.set_num_threads(threads)
+        times = measured(steps, rounds, clock=clock)
+        words = f"weights of a step at once over layer by layer, LoRA step of the tiny CLIP, threads: {threads}"
+        rows.append(Row("C10", words, ratio(times, "joint", "apart"), ratio(times, "again", "joint")))
+    torch.set_num_threads(1)
+    torch.testing.assert_close(joint.arena(), apart.arena(), rtol=1e-3, atol=1e-3)
+    return rows
+
+
+JOBS = {"C1": c1_c2, "C2": c1_c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C7": c7, "C8": c8, "C9": c9, "C10": c10}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:

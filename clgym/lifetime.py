@@ -212,14 +212,14 @@ class Lifetime:
         def told(labels: IntArray) -> IntArray:
             return self.space.targets(t, labels) if left is None else np.searchsorted(left, labels)
 
-        if isinstance(data, Boxed):
+        if self.detects and isinstance(data, Boxed):  # in this order: asking a protocol takes 15 microseconds
             return renumbered(data.boxes(index), told(np.arange(len(self.tasks[t].classes))))
         return told(data.targets[index])
 
     def online_labels(self, step: Step) -> IntArray | Boxes:
         """Return the labels or boxes of a question about a training batch."""
         data, index = self.tasks[step.task].train, self.ledger.batch(step.task, step.batch)
-        if isinstance(data, Boxed):
+        if self.detects and isinstance(data, Boxed):
             return renumbered(data.boxes(index), self._answered(step.task))
         return self.space.labels(step.task, data.targets[index])
 

@@ -29,7 +29,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_ratios_on_a_cpu(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = load("kernels_cpu").main(["--quick", "--only", "C1", "C3", "C4", "C5", "C8", "C9"])
+    rows = load("kernels_cpu").main(["--quick", "--only", "C1", "C3", "C4", "C5", "C8", "C9", "C10"])
     assert [row.id for row in rows] == [
         "C1",
         "C1",
@@ -45,6 +45,8 @@ def test_ratios_on_a_cpu(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
         "C8",
         "C9",
         "C9",
+        "C10",
+        "C10",
     ]
     assert all(row.value > 0 for row in rows)
     shown = capsys.readouterr()
