@@ -23,7 +23,7 @@ from clgym.vit import ViTBackbone
 class Play:
     """Two short tasks and an agent in them; questions are guessed to save time."""
 
-    def __init__(self, agent: str, scenario: str, steps: int = 4, **settings: Any) -> None:
+    def __init__(self, agent: str, scenario: str = "CLIP-MTIL-v0", steps: int = 4, **settings: Any) -> None:
         self.env = clgym.make(scenario, tasks=2, steps=steps)
         self.agent: Any = clgym.make_agent(agent, self.env, device="cpu", **settings)
         self.event: Any = self.env.reset(seed=0)[0]

@@ -11,33 +11,8 @@ from torch.nn import functional as F
 
 import clgym
 from clgym.errors import SettingError
-from clgym.events import Query, TaskEnd, TaskStart, Train
-
-
-class Play:
-    """A short stream and an agent in it; questions are guessed to save time."""
-
-    def __init__(self, agent: str, scenario: str, steps: int = 4, **settings: Any) -> None:
-        self.env = clgym.make(scenario, tasks=2, steps=steps)
-        self.agent: Any = clgym.make_agent(agent, self.env, device="cpu", **settings)
-        self.event: Any = self.env.reset(seed=0)[0]
-
-    def step(self) -> bool:
-        guess = isinstance(self.event, Query)
-        answer = self.env.action_space.sample() if guess else self.agent.act(self.event)
-        self.event, _, done, _, _ = self.env.step(answer)
-        return not done
-
-    def until(self, kind: type, number: int = 1) -> Any:
-        """Play until the ``number``-th event of a kind waits to be acted on, and return it."""
-        while number := number - isinstance(self.event, kind):
-            self.step()
-        return self.event
-
-    def batch(self, number: int = 1) -> Any:
-        event = self.until(Train, number)
-        return self.agent.to_device(event.inputs, event.targets)
-
+from clgym.events import TaskEnd, TaskStart, Train
+from tests.agents.conftest import Play
 
 SCENES = ("CLIP-MTIL-v0", "CLIP-XTAIL-v0", "ViT-CIFAR100-CIL-v0")
 

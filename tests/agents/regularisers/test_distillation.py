@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from clgym.distil import distillation, feature_distance, sigmoid_loss
 from clgym.errors import SettingError
 from clgym.events import Train
-from tests.agents.regularisers.conftest import Play, furthest
+from tests.agents.conftest import Play
+from tests.agents.regularisers.conftest import furthest
 
 
 def gradient(agent: Any, images: Any, targets: Any) -> torch.Tensor:

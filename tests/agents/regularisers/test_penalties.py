@@ -18,7 +18,8 @@ from clgym.errors import NotRegisteredError, RecordError, SettingError
 from clgym.events import Query, TaskStart
 from clgym.fisher import Fisher
 from clgym.tuning import Weights, tune_attention, tune_encoders
-from tests.agents.regularisers.conftest import Play, furthest
+from tests.agents.conftest import Play
+from tests.agents.regularisers.conftest import furthest
 
 ATTENTION = ("l2", "ewc", "pred_kd", "feat_kd")
 
