@@ -1,8 +1,11 @@
-"""A stream small enough to count by hand, and the settings every test runs under."""
+"""A stream small enough to count by hand, the command line in this process, and the settings of every test."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +15,36 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner, Result
 
+from clgym.__main__ import app
 from clgym.env import ContinualEnv
 from clgym.events import Inputs, IntArray
 from clgym.scenario import Scenario, ScenarioSpec, Task, Teaching
+
+
+def cli(*args: object, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == exit_code, (result.stdout, result.stderr)
+    return result
+
+
+def loaded(*args: str | Path, exit_code: int = 0) -> Any:
+    return json.loads(cli(*args, "--json", exit_code=exit_code).stdout)
+
+
+def said(result: Result) -> str:
+    """What stands on standard error, without line breaks."""
+    return " ".join(result.stderr.split())
+
+
+def called_here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Do what ``subprocess.run`` does with a command line of clgym, in this process."""
+    assert command[:3] == [sys.executable, "-m", "clgym"]
+    result = cli(*command[3:])
+    return subprocess.CompletedProcess(command, result.exit_code, result.stdout)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from clgym.__main__ import app
+from tests.conftest import called_here
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -224,12 +222,7 @@ def test_erasers_are_played_for_the_page(load: Any, tmp_path: Path, monkeypatch:
     alone = replace(erasure.SECTIONS["removal"], agents=("noop_eraser",), settings=("amount=50", "requests=1"))
     monkeypatch.setitem(erasure.SECTIONS, "removal", alone)
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "clgym"]
-        done = CliRunner().invoke(app, command[3:])
-        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", called_here)
     page.write_text("<!-- removal -->\n<!-- end of removal -->\n", encoding="utf-8")
     erasure.main(["--page", str(page), "--only", "removal", "--quick", "--seeds", "0", "--out", str(tmp_path)])
     assert "| noop_eraser-v0 |" in page.read_text(encoding="utf-8")

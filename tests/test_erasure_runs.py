@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import clgym
-from clgym.__main__ import app
 from clgym.audit_runs import _Player, kept
 from clgym.env import ContinualEnv
 from clgym.erasure_gallery import figures
@@ -23,21 +22,10 @@ from clgym.errors import RecordError
 from clgym.record import RunRecord
 from clgym.reference_runs import reference_seeds, stages
 from clgym.registry import make_agent
+from tests.conftest import cli, said
 
 AGENT = "sequential_lora"
 Settings = dict[str, Any]
-
-
-def cli(*args: object, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == exit_code, (result.stdout, result.stderr)
-    return result
-
-
-def said(result: Result) -> str:
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture(scope="module")

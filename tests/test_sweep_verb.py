@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from clgym.__main__ import app
 from clgym.console import plain_table, stdout
 from clgym.hub_sets import SETS
 from clgym.metrics import METRICS
@@ -21,6 +20,7 @@ from clgym.record import RunRecord
 from clgym.registry import entries, find
 from clgym.sweep_verb import with_address
 from clgym.worker import Order
+from tests.conftest import called_here, cli, said
 
 MTIL = "CLIP-MTIL-v0"
 SMALL = ("--with", "tasks=2", "--with", "steps=3")
@@ -30,25 +30,12 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("drilled")
 
 
-def cli(*args: str | Path, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == exit_code, (result.stdout, result.stderr)
-    return result
-
-
 def swept(*args: str | Path, exit_code: int = 0) -> Result:
     return cli("sweep", MTIL, *SMALL, *HERE, *args, exit_code=exit_code)
 
 
 def loaded(*args: str | Path, exit_code: int = 0) -> Any:
     return json.loads(swept(*args, "--json", exit_code=exit_code).stdout)
-
-
-def said(result: Result) -> str:
-    """What stands on standard error, without line breaks."""
-    return " ".join(result.stderr.split())
 
 
 def test_a_sweep_shows_progress_and_the_table(here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,18 +266,13 @@ def test_a_column_breaks_lines_but_no_words(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_results_writes_a_page(here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "clgym"]
-        result = cli(*command[3:])
-        return subprocess.CompletedProcess(command, result.exit_code, result.stdout)
-
     words = [MTIL, "--agents", "zero_shot,drill", "--seeds", "0-1", *SMALL, *HERE, "--ladder", "lr=0,1,3"]
     page = tmp_path / "docs" / "page.md"
     page.parent.mkdir()
     (page.parent / "page_notes.md").write_text("What it means.\n")
     script = ["results.py", *words, "--out", str(tmp_path / "runs"), "--page", str(page), "--title", "Drills"]
     monkeypatch.setattr(sys, "argv", script)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", called_here)
     assert runpy.run_path(str(ROOT / "benchmarks" / "results.py"))["main"]() == 0
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# Drills\n")

@@ -1,35 +1,15 @@
-"""The command line, called in this process, and runs that it has played."""
+"""Runs that the command line has played in this process."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from clgym.__main__ import app
+from tests.conftest import loaded
 
 SMALL = ("--with", "tasks=2", "--with", "steps=1")
-
-
-def cli(*args: str | Path, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == exit_code, (result.stdout, result.stderr)
-    return result
-
-
-def loaded(*args: str | Path, exit_code: int = 0) -> Any:
-    return json.loads(cli(*args, "--json", exit_code=exit_code).stdout)
-
-
-def said(result: Result) -> str:
-    """What stands on standard error, without line breaks."""
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture(scope="session")

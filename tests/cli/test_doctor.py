@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clgym.doctor import Finding
-from tests.cli.conftest import cli, loaded
+from tests.conftest import cli, loaded
 
 
 def test_conformance_passes_and_shows_the_peers() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clgym.registry import find
-from tests.cli.conftest import cli, loaded, said
+from tests.conftest import cli, loaded, said
 
 
 def test_download_check_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clgym.columns import columns
 from clgym.metrics import METRICS
 from clgym.whitebox import WHITEBOX
-from tests.cli.conftest import cli, loaded, said
+from tests.conftest import cli, loaded, said
 
 
 def test_list() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import clgym
 from clgym.__main__ import app
 from clgym.console import percent
-from tests.cli.conftest import loaded
+from tests.conftest import loaded
 
 
 def test_errors_are_json_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.conftest import cli
+from tests.conftest import cli
 
 PICTURE = b"\x89PNG"
 

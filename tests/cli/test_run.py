@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from clgym.record import RunRecord
-from tests.cli.conftest import SMALL, cli, loaded, said
+from tests.cli.conftest import SMALL
+from tests.conftest import cli, loaded, said
 
 
 def test_run_writes_records_that_load(runs: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from clgym.record import RunRecord
-from tests.cli.conftest import SMALL, cli, loaded, said
+from tests.cli.conftest import SMALL
+from tests.conftest import cli, loaded, said
 
 
 def test_score_agrees_and_gives_the_table(runs: Path) -> None:

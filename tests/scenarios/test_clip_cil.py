@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import clgym
-from clgym.__main__ import app
 from clgym.env import ContinualEnv
 from clgym.errors import SettingError
 from clgym.increments import ICARL, class_order
@@ -21,6 +18,7 @@ from clgym.scenario import Task
 from clgym.scenarios.clip_cil import PROTOCOLS, ClipCIFAR100, ClipImageNet100
 from clgym.sources import HUB_CLIP, TINY_CLIP, embedded_classes
 from clgym.worlds.pictures import DOMAINS, domain
+from tests.conftest import cli, loaded
 
 CIFAR, IMAGENET = "CLIP-CIFAR100-CIL-v0", "CLIP-ImageNet100-CIL-v0"
 
@@ -126,15 +124,10 @@ def test_a_run_is_recorded_scored_and_drawn_without_the_cells_that_are_not_asked
     (folder,) = (tmp_path / "runs").rglob("seed-0")
     assert RunRecord.load(folder).R == record.R
 
-    def cli(*words: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    scored = json.loads(cli("score", tmp_path / "runs", "--json"))
+    scored = loaded("score", tmp_path / "runs")
     assert scored["runs"][0]["R"] == record.R
-    assert "average_incremental_accuracy" in cli("score", tmp_path / "runs")
-    files = json.loads(cli("plot", tmp_path / "runs", "--out", tmp_path / "plots", "--json"))["files"]
+    assert "average_incremental_accuracy" in cli("score", tmp_path / "runs").stdout
+    files = loaded("plot", tmp_path / "runs", "--out", tmp_path / "plots")["files"]
     assert len(files) == 6
     assert all(Path(file).stat().st_size > 1000 for file in files)
 
