@@ -69,7 +69,8 @@ class MaskLogits(Learner):
             return said.numpy()
         if hidden.all():
             return torch.full_like(said, -math.log(len(hidden))).numpy()
-        if hidden.any():
-            least = said[:, ~hidden].min(dim=1, keepdim=True).values
-            said[:, hidden] = least.expand(-1, int(hidden.sum())) if self.mask == "least" else UNMET
+        if not hidden.any():
+            return said.numpy()
+        least = said[:, ~hidden].min(dim=1, keepdim=True).values
+        said[:, hidden] = least.expand(-1, int(hidden.sum())) if self.mask == "least" else UNMET
         return said.log_softmax(dim=-1).numpy()
