@@ -280,10 +280,8 @@ def c9(rounds: int, quick: bool) -> list[Row]:
 def c10(rounds: int, quick: bool) -> list[Row]:
     """The weights of a step at once, q, k and v by one product; both ways must end with the same branches."""
     del quick  # a round takes a tenth of a second
-    clip, texts = (
-        load_clip(EMBEDDED_CLIP, "cpu"),
-        [f"a photo of {name}" for name in ("cats", "two dogs", "the sea") * 4],
-    )
+    clip = load_clip(EMBEDDED_CLIP, "cpu")
+    texts = [f"a photo of {name}" for name in ("cats", "two dogs", "the sea") * 4]
     model = unfold_attention(clip.model)
     pixels = torch.randint(256, (32, 32, 32, 3), generator=torch.Generator().manual_seed(0)).float()
 

@@ -162,8 +162,7 @@ class _Weights(torch.autograd.Function):
         weights: list[Tensor] = []
         start = 0
         for group, weight in zip(groups, frozen, strict=True):
-            each = [layer for run in group for layer in run]
-            n, gated, scale = len(each), each[0].gate is not None, each[0].scale
+            n, gated, scale = len(weight), group[0][0].gate is not None, group[0][0].scale
             A, Bt = torch.stack(leaves[start : start + n]), torch.stack(leaves[start + n : start + 2 * n])
             gate = torch.stack(leaves[start + 2 * n : start + 3 * n]).unsqueeze(-1) if gated else None
             start += (3 if gated else 2) * n
