@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from clgym.events import TaskStart, Train
 from clgym.learner import Learner, learning_rate
 from clgym.lora import LoRALinear, LoRASet
 from clgym.ops import expert_linear
+from clgym.step_weights import same_inputs
 
 
 class ExpertLinear(nn.Module):
@@ -33,6 +35,7 @@ class ExpertLinear(nn.Module):
 
     keys: Tensor
     values: Tensor
+    together: SideBySide | None = None
 
     def __init__(self, fresh: LoRALinear, topk: int, temperature: float, delta: float) -> None:
         """Start with an empty bank."""
@@ -56,16 +59,48 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        delta = None if self.training else self.delta
-        base, bank, fresh = self.fresh.base, (self.keys, self.values), (self.fresh.A, self.fresh.Bt)
-        return expert_linear(
-            *(x, base.weight, base.bias, bank, *fresh), topk=self.topk, temperature=self.temperature, delta=delta
-        )
+        base, bank = self.fresh.base, (self.keys, self.values)
+        return expert_linear(x, base.weight, base.bias, bank, self.fresh.A, self.fresh.Bt, **self.rule())
+
+    def rule(self) -> dict[str, Any]:
+        """Return how experts compete."""
+        return {"topk": self.topk, "temperature": self.temperature, "delta": None if self.training else self.delta}
+
+
+class SideBySide:
+    """Layers of experts that read the same inputs, as an attention's q, k and v do: on CPU one call asks them all."""
+
+    def __init__(self) -> None:
+        """Start with nothing stacked."""
+        self._banks: list[Tensor] = []
+        self._frozen: tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]] | None = None
+
+    def outputs(self, x: Tensor, *layers: ExpertLinear) -> Tensor | None:
+        """Return what alike layers say of inputs ``(..., in)``: ``(..., len(layers) * out)``; on a GPU None."""
+        if x.is_cuda:
+            return None
+        banks = [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
+        if self._frozen is None or list(map(id, banks)) != list(map(id, self._banks)):
+            bases = [layer.fresh.base for layer in layers]
+            biases: list[Tensor] = [base.bias for base in bases if base.bias is not None]
+            with torch.inference_mode(False):
+                weight, bias = torch.cat([base.weight for base in bases]), torch.cat(biases) if biases else None
+                bank = torch.stack(banks[: len(layers)]), torch.stack(banks[len(layers) :])
+            self._banks, self._frozen = banks, (weight, bias, bank)
+        A, Bt = torch.stack([layer.fresh.A for layer in layers]), torch.stack([layer.fresh.Bt for layer in layers])
+        return expert_linear(x, *self._frozen, A, Bt, **layers[0].rule())
 
 
 def add_experts(lora: LoRASet, topk: int, temperature: float, delta: float) -> dict[str, ExpertLinear]:
     """Put an :class:`ExpertLinear` in the place of each adapted layer, and return them by name."""
-    return lora.replace(lambda layer: ExpertLinear(layer, topk, temperature, delta))
+    runs = same_inputs([layer for _, layer in lora.layers], lora.model)
+    made = lora.replace(lambda layer: ExpertLinear(layer, topk, temperature, delta))
+    for run in runs:
+        together = SideBySide() if len(run) > 1 else None
+        for layer in made.values():
+            if layer.fresh in run:
+                layer.together = together
+    return made
 
 
 class MoRA(Learner):
@@ -187,4 +222,4 @@ class MoRA(Learner):
 
     def _train(self, mode: bool) -> None:
         for layer in self.experts.values():
-            layer.train(mode)
+            layer.training = mode  # train() would visit every module below, which takes as long as a block

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clgym.errors import SettingError
-from clgym.step_weights import side_by_side
 
 Encoders = Literal["all", "vision", "text"]
 Prefix = tuple[Tensor, Tensor]
@@ -122,6 +121,19 @@ class UnfoldedAttention(nn.Module):
         """Split projections ``(B, L, parts * d)`` into parts ``(B, heads, L, d / heads)``, as views."""
         each = joint.view(*joint.shape[:2], parts, self.heads, -1).unbind(2)
         return [part.transpose(1, 2) for part in each]
+
+
+def side_by_side(x: Tensor, *layers: nn.Module) -> Tensor | None:
+    """Return what layers say of the same inputs at once, ``(..., len(layers) * out)``.
+
+    Layers of a method have what they share in ``together``; None where they must be asked one by one, since they share
+    nothing, cannot serve, or somebody looks on.
+    """
+    together = getattr(layers[0], "together", None)
+    if together is None or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+        return None
+    joint: Tensor | None = together.outputs(x, *layers)
+    return joint
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

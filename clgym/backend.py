@@ -168,10 +168,14 @@ def register(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     op = getattr(torch.ops.clgym, name).default
 
     def call(*args: Any) -> Any:
-        watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-        return op(*args) if watched or torch.is_grad_enabled() else function(*args)
+        return op(*args) if watched() or torch.is_grad_enabled() else function(*args)
 
     return call
+
+
+def watched() -> bool:
+    """Whether somebody sees every operation of a call: a compiler, or a mode that counts or fakes."""
+    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())
 
 
 Facts = Callable[..., tuple[Tensor, int, torch.dtype]]

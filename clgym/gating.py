@@ -13,7 +13,6 @@ from clgym.backend import facts, register, uses_kernel
 from clgym.errors import SettingError
 
 _LEAST_NORM = 1e-12  # as in F.normalize
-_SPARSE = 8  # times fewer active than there are: from here on a CPU is faster with the active ones alone
 
 
 def rank_gate(p: Tensor, topk: int, temperature: float, delta: float | None = None) -> Tensor:
@@ -176,24 +175,35 @@ def _self_forward_impl(p: Tensor, topk: int, temperature: float, delta: float | 
     exact = p.to(_exact(p))
     norm = _norm(exact)
     # Dividing by the norm keeps the order, so the responses themselves say who is among the largest.
-    keep = largest(exact, topk)
-    if not p.is_cuda and _SPARSE * topk <= p.shape[1]:
-        at = torch.from_numpy(np.flatnonzero(keep.numpy()))
-        if len(at) == topk * len(p):  # rows with NaN keep fewer
-            few = exact.reshape(-1).index_select(0, at).view(-1, topk)
-            gate = (few / (norm * temperature)).softmax(-1)
-            heard = gate * few if delta is None else gate * few * (few >= norm * delta)
-            h, a = torch.zeros(p.shape, dtype=exact.dtype), torch.zeros(p.shape, dtype=exact.dtype)
-            h.view(-1).index_copy_(0, at, heard.view(-1))
-            a.view(-1).index_copy_(0, at, gate.view(-1))
-            return h.to(p.dtype), a
-    a = exact - exact.amax(-1, keepdim=True)
-    a.mul_(1 / (norm * temperature)).exp_().mul_(keep)
-    a.div_(a.sum(-1, keepdim=True))
+    scores = exact / (norm * temperature)
+    if topk < p.shape[1]:
+        scores = torch.where(largest(exact, topk), scores, -torch.inf)
+    a = scores.softmax(-1)
     h = a * exact
     if delta is not None:
         h.mul_(exact >= norm * delta)
     return h.to(p.dtype), a
+
+
+def few_gate(p: Tensor, topk: int, temperature: float, delta: float | None) -> tuple[Tensor, Tensor]:
+    """Do what :func:`rank_gate` does for rows ``p (M, R)``, and return the active responses alone.
+
+    Returns:
+        Where they are in ``p`` seen as flat, ``(M, topk)``, in order; and ``h`` there, ``(M, topk)``.
+    """
+    exact = p.to(_exact(p))
+    at = _flat(largest(exact, topk))
+    if len(at) < topk * len(p):  # NaN is larger than nothing; a row with one is NaN whoever is active
+        at = _flat(largest(exact.nan_to_num(), topk))
+    few, norm = exact.view(-1).index_select(0, at).view(-1, topk), _norm(exact)
+    h = (few / (norm * temperature)).softmax(-1).mul_(few)
+    if delta is not None:
+        h.mul_(few >= norm * delta)
+    return at.view(h.shape), h.to(p.dtype)
+
+
+def _flat(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def _self_backward_impl(dh: Tensor, p: Tensor, a: Tensor, temperature: float, delta: float | None) -> Tensor:
@@ -205,10 +215,11 @@ def _self_backward_impl(dh: Tensor, p: Tensor, a: Tensor, temperature: float, de
     norm = _norm(exact)
     if delta is not None:
         grad = grad * (exact >= norm * delta)
-    of_gate = grad * exact
-    of_score = of_gate.sub_((a * of_gate).sum(-1, keepdim=True)).mul_(a).div_(temperature)
+    of_score = grad * exact
+    of_score.sub_((a * of_score).sum(-1, keepdim=True)).mul_(a)
     along = (exact * of_score).sum(-1, keepdim=True) / norm.square()
-    return of_score.sub_(exact * along).div_(norm).addcmul_(a, grad).to(p.dtype)
+    of_score.addcmul_(exact, along, value=-1).div_(norm * temperature)
+    return of_score.addcmul_(a, grad).to(p.dtype)
 
 
 def _norm(p: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class StepWeights:
     def __init__(self, layers: Sequence[LoRALinear] = (), model: nn.Module | None = None) -> None:
         """Group the layers by shape."""
         alike: dict[tuple[Any, ...], list[Run]] = {}
-        for run in _runs([layer for layer in layers if _takes_part(layer)], model):
+        for run in same_inputs([layer for layer in layers if _takes_part(layer)], model):
             first = run[0]
             alike.setdefault((first.weight.shape, first.r, first.scale, first.gate is None), []).append(run)
         self.groups = list(alike.values())
@@ -77,6 +77,17 @@ class StepWeights:
         out = len(whole) // len(run)
         return whole if len(layers) == len(run) else whole[at * out : (at + len(layers)) * out]
 
+    def outputs(self, x: Tensor, *layers: LoRALinear) -> Tensor | None:
+        """Return what neighbours of a run say of inputs ``(..., in)``, by one product: ``(..., len(layers) * out)``.
+
+        None where they must be asked one by one: they have no weights of a step in common, or nothing learns.
+        """
+        weight = self.weight(x, *layers) if torch.is_grad_enabled() else None
+        if weight is None:
+            return None
+        biases: list[Tensor] = [layer.base.bias for layer in layers if layer.base.bias is not None]
+        return F.linear(x, weight, torch.cat(biases) if biases else None)
+
     def forget(self) -> None:
         """Let go of the weights."""
         self._made = None
@@ -95,29 +106,6 @@ class StepWeights:
         return {layer: _state(layer) for layer in self._place}, dict(zip(runs, weights, strict=True))
 
 
-def side_by_side(x: Tensor, *layers: nn.Module) -> Tensor | None:
-    """Return what layers say of the same inputs, by one product.
-
-    Args:
-        x: ``(..., in)``.
-        layers: Of one shape.
-
-    Returns:
-        ``(..., len(layers) * out)``; None where the layers must be asked one by one: they have no weights of a step in
-        common, somebody looks on, or nothing learns.
-    """
-    together = getattr(layers[0], "together", None)
-    watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    if together is None or watched or not torch.is_grad_enabled():
-        return None
-    known: Any = layers
-    weight = together.weight(x, *known)
-    if weight is None:
-        return None
-    biases = [layer.base.bias for layer in known if layer.base.bias is not None]
-    return F.linear(x, weight, torch.cat(biases) if biases else None)
-
-
 def _takes_part(layer: LoRALinear) -> bool:
     """Whether a layer is on CPU, in fp32, its weight small beside its branch, and a change of them can be told."""
     plain = layer.weight.device.type == "cpu" and layer.weight.dtype == layer.A.dtype == torch.float32
@@ -125,8 +113,8 @@ def _takes_part(layer: LoRALinear) -> bool:
     return known and layer.weight.numel() <= _TIMES_AT_MOST * (layer.A.numel() + layer.Bt.numel())
 
 
-def _runs(layers: Sequence[LoRALinear], model: nn.Module | None) -> list[Run]:
-    """Return the layers, those that read the same inputs and are alike together."""
+def same_inputs(layers: Sequence[LoRALinear], model: nn.Module | None) -> list[Run]:
+    """Return the layers, those together that read the same inputs, as the model's modules say, and are alike."""
     first: dict[LoRALinear, Run] = {}
     for module in [] if model is None else model.modules():
         run = getattr(module, "same_inputs", ())

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clgym.attention import UnfoldedAttention
+from clgym.attention import UnfoldedAttention, side_by_side
 from clgym.lora import Gate, LoRALinear, LoRASet, adapt
 from clgym.optim import AdamWProx
-from clgym.step_weights import side_by_side
 
 
 class Net(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import clgym
-from clgym.agents.mora import ExpertLinear, MoRA
+from clgym.agents.mora import ExpertLinear, MoRA, SideBySide
 from clgym.attention import unfold_attention
 from clgym.backbones import load_clip
 from clgym.errors import SettingError
@@ -201,6 +202,39 @@ def test_training_is_without_the_threshold(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(modes) == len(agent.experts)
     assert all(modes)
     assert not any(at.training for at in agent.experts.values())
+
+
+def test_layers_of_the_same_inputs_are_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    env, agent = stream(2, r=4, topk=4)
+    event = until(env, agent, TaskEnd)
+    event = until(env, agent, TaskEnd, event)
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def said(agent: MoRA) -> list[torch.Tensor]:
+        assert agent.lora is not None
+        found = []
+        for learning in (True, False):
+            agent._train(learning)
+            features = agent.backbone.encode_images(images)
+            loss = (features * random(*features.shape)).sum() + agent.clip.encode_texts(["a cat"])[0, 0]
+            found += [loss, *torch.autograd.grad(loss, list(agent.lora.parameters()))]
+            with torch.inference_mode():
+                found.append(agent.backbone.encode_images(images))
+        return found
+
+    def outputs(self: SideBySide, x: torch.Tensor, *layers: ExpertLinear) -> torch.Tensor | None:
+        asked.append(len(layers))
+        return original(self, x, *layers) if together else None
+
+    asked: list[int] = []
+    original, together = SideBySide.outputs, True
+    monkeypatch.setattr(SideBySide, "outputs", outputs)
+    at_once, copied = said(agent), said(copy.deepcopy(agent))
+    assert set(asked) == {2, 3}
+    together = False
+    for mine, other, alone in zip(at_once, copied, said(agent), strict=True):
+        assert torch.equal(mine, other)
+        torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_agent_is_zero_shot() -> None:
