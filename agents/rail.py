@@ -10,13 +10,13 @@ from torch import Tensor
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
-from clgym.events import Answer, Query, TaskStart, Train
-from clgym.learner import Learner
+from clgym.events import Answer, Query, TaskStart
+from clgym.once import Once
 
 PAPER_WIDTH, TINY_WIDTH = 15_000, 1_000
 
 
-class RAIL(Learner):
+class RAIL(Once):
     """Regression-based analytic incremental learning, primal form (arXiv:2406.18868).
 
     An image's unit feature ``x`` is expanded to ``phi = relu(U x)`` by a fixed random ``U``. The adapter
@@ -60,7 +60,7 @@ class RAIL(Learner):
         self, setup: Setup, *, width: int = 0, ridge: float = 0.1, fusion: float = 0.8, ensemble: bool = True
     ) -> None:
         """Draw the expansion; no class is known yet."""
-        super().__init__(setup, lr=1.0, ensemble=ensemble)
+        super().__init__(setup, ensemble=ensemble)
         if width < 0 or ridge <= 0 or not 0 <= fusion <= 1:
             raise SettingError(
                 f"Expected width of 0 or more, ridge above 0 and fusion in [0, 1]; got {width}, {ridge} and {fusion}. "
@@ -74,7 +74,6 @@ class RAIL(Learner):
         self.inverse = torch.eye(width, dtype=torch.float64, device=self.device) / ridge
         self.weights = torch.zeros(width, 0, dtype=torch.float64, device=self.device)
         self.columns: dict[tuple[str, ...], int] = {}  # a class, by its prompts, to its column of the weights
-        self.met: set[int] = set()
 
     def begin(self, task: TaskStart) -> Sequence[torch.nn.Parameter]:
         """Give each new class a column of zeros; nothing is trained by gradient."""
@@ -84,18 +83,12 @@ class RAIL(Learner):
         self.weights = torch.cat([self.weights, self.weights.new_zeros(len(self.weights), new)], dim=1)
         return ()
 
-    def learn(self, event: Train) -> None:
-        """Absorb the samples of a batch that were not met before."""
-        ids = event.ids.tolist()
-        fresh = [row for row, id in enumerate(ids) if id not in self.met and ids.index(id) == row]
-        if not fresh:
-            return
-        self.met.update(ids[row] for row in fresh)
-        images, targets = self.to_device(event.inputs[fresh], event.targets[fresh])  # type: ignore[call-overload]
+    def absorb(self, images: Tensor, targets: Tensor) -> None:
+        """Solve again with the samples of a batch, see :func:`absorb`."""
         columns = torch.tensor([self.columns[prompts] for prompts in self._now().prompts], device=self.device)
-        labels = self.weights.new_zeros(len(fresh), len(self.columns))
-        labels[torch.arange(len(fresh), device=self.device), columns[targets]] = 1.0
-        with torch.no_grad(), self.autocast:
+        labels = self.weights.new_zeros(len(images), len(self.columns))
+        labels[torch.arange(len(images), device=self.device), columns[targets]] = 1.0
+        with self.autocast:
             features = self.backbone.encode_images(images)
         absorb(self.inverse, self.weights, self.expand(features), labels)
 
@@ -103,10 +96,6 @@ class RAIL(Learner):
         """Return ``relu(U x)``, fp64 ``(B, width)``, of unit features ``(B, d)``."""
         expanded: Tensor = (features.double() @ self.expansion.T).relu()
         return expanded
-
-    def drop_samples(self, ids: torch.Tensor) -> None:
-        """Forget which samples were met; what they added to the sums stays, since they are not kept to subtract."""
-        self.met -= set(ids.tolist())
 
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
@@ -131,14 +120,14 @@ class RAIL(Learner):
         return Footprint(weights, weights + self.inverse.numel(), weights + self.expansion.numel())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the inverse, the weights and the ids met; the expansion follows from the seed."""
-        return {"inverse": self.inverse, "weights": self.weights, "met": torch.tensor(sorted(self.met)).long()}
+        """Return the ids shown, the inverse and the weights; the expansion follows from the seed."""
+        return super().tensors() | {"inverse": self.inverse, "weights": self.weights}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what :meth:`tensors` returned, as copies: learning writes into them."""
+        super().restore(tensors)
         self.inverse = tensors["inverse"].to(self.device, copy=True)
         self.weights = tensors["weights"].to(self.device, copy=True)
-        self.met = set(tensors["met"].tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """Add the prompts of every class, in the order of the columns."""

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from clgym.agent import AgentSpec, Footprint, Setup
 from clgym.errors import SettingError
-from clgym.events import Answer, Query, TaskStart, Train
+from clgym.events import Answer, Query, TaskStart
 from clgym.head import UNMET
-from clgym.learner import Learner
+from clgym.once import Once
 
 
-class SimpleCIL(Learner):
+class SimpleCIL(Once):
     """Class means of frozen features, compared by cosine (SimpleCIL, arXiv:2303.07338).
 
     A class is the mean of the features of its training images; a question goes to the class of the nearest mean,
@@ -45,7 +45,7 @@ class SimpleCIL(Learner):
 
     def __init__(self, setup: Setup, *, temperature: float = 0.05) -> None:
         """Start without classes."""
-        super().__init__(setup, lr=1.0)
+        super().__init__(setup)
         if temperature <= 0:
             raise SettingError(f"Expected temperature above 0; got {temperature}. Try 0.05.")
         self.temperature = temperature
@@ -53,7 +53,6 @@ class SimpleCIL(Learner):
         self.columns: dict[str, int] = {}  # a class, by its first prompt, to its row of the sums
         self.sums = torch.zeros(0, self.backbone.embed_dim, dtype=torch.float64, device=self.device)
         self.counts = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self.met: set[int] = set()
 
     def begin(self, task: TaskStart) -> Sequence[torch.nn.Parameter]:
         """Give each new class a row of zeros; nothing is trained by gradient."""
@@ -63,24 +62,13 @@ class SimpleCIL(Learner):
         self.sums, self.counts = F.pad(self.sums, (0, 0, 0, new)), F.pad(self.counts, (0, new))
         return ()
 
-    @torch.no_grad()
-    def learn(self, event: Train) -> None:
-        """Add the features of the samples of a batch that were not met before."""
-        ids = event.ids.tolist()
-        fresh = [row for row, id in enumerate(ids) if id not in self.met and ids.index(id) == row]
-        if not fresh:
-            return
-        self.met.update(ids[row] for row in fresh)
-        images, targets = self.to_device(event.inputs[fresh], event.targets[fresh])  # type: ignore[call-overload]
+    def absorb(self, images: Tensor, targets: Tensor) -> None:
+        """Add the features of the samples of a batch."""
         rows = torch.tensor([self.columns[texts[0]] for texts in self._now().prompts], device=self.device)[targets]
         with self.autocast:
             features = self.backbone.encode_images(images)
         self.sums.index_add_(0, rows, features.double())
         self.counts.index_add_(0, rows, torch.ones_like(rows))
-
-    def drop_samples(self, ids: Tensor) -> None:
-        """Forget which samples were met; what they added to the sums stays, since they are not kept to subtract."""
-        self.met -= set(ids.tolist())
 
     @torch.inference_mode()
     def answer(self, event: Query) -> Answer:
@@ -100,14 +88,14 @@ class SimpleCIL(Learner):
         return Footprint(stored=self.sums.numel(), added_at_inference=self.sums.numel())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return sums, counts and the ids met."""
-        return {"sums": self.sums, "counts": self.counts, "met": torch.tensor(sorted(self.met)).long()}
+        """Return the ids shown, sums and counts."""
+        return super().tensors() | {"sums": self.sums, "counts": self.counts}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what :meth:`tensors` returned, as copies: learning writes into them."""
+        super().restore(tensors)
         self.sums = tensors["sums"].to(self.device, copy=True)
         self.counts = tensors["counts"].to(self.device, copy=True)
-        self.met = set(tensors["met"].tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """Add the name of every class, in the order of the rows."""

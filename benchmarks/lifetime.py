@@ -1,9 +1,9 @@
-"""A whole lifetime as a user waits for it: ``clgym run CLIP-MTIL-v0`` in a process of its own, by number of threads.
+"""A whole lifetime as a user waits for it: ``clgym run`` in a process of its own, by number of threads.
 
 Run ``python benchmarks/lifetime.py`` on an otherwise idle machine. Wall seconds of the process, start-up, evaluation
-points and record included, and the ratio of one thread to two. First comes the machine's own pace on one thread, by
-which seconds on another machine can be told: large matrix products, steps of a rank-16 LoRA on the tiny CLIP's image
-encoder (batch 32), and images that it evaluates (batch 500).
+points and record included: the least of the rounds and the most, and the ratio to the first number of threads. First
+comes the machine's own pace on one thread, by which seconds on another machine can be told: large matrix products,
+steps of a rank-16 LoRA on the tiny CLIP's image encoder (batch 32), and images that it evaluates (batch 500).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from clgym.optim import AdamWProx
 from clgym.worlds import tiny_clip
 
 
-def seconds(agent: str, threads: int) -> float:
+def seconds(scenario: str, agent: str, threads: int) -> float:
     """Return the wall seconds of one run."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "clgym", "run", "CLIP-MTIL-v0", "--agent", agent, "--out", out, "--quiet"]
+        command = [sys.executable, "-m", "clgym", "run", scenario, "--agent", agent, "--out", out, "--quiet"]
         start = time.perf_counter()
-        subprocess.run(command, check=True, env=environment)
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
 
 
@@ -71,13 +71,19 @@ def machine() -> str:
 def main() -> None:
     """Print the machine's pace and a line per agent."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenario", default="CLIP-MTIL-v0")
     parser.add_argument("--agents", default="zero_shot,sequential_lora,codyra")
+    parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=1)
     chosen = parser.parse_args()
     print(machine())
     for agent in chosen.agents.split(","):
-        times = {n: min(seconds(agent, n) for _ in range(chosen.rounds)) for n in (1, 2)}
-        print(f"{agent:<16} 1 thread {times[1]:5.1f} s   2 threads {times[2]:5.1f} s   ratio {times[1] / times[2]:.2f}")
+        first = None
+        for threads in map(int, chosen.threads.split(",")):
+            times = [seconds(chosen.scenario, agent, threads) for _ in range(chosen.rounds)]
+            first = first or min(times)
+            least, most = min(times), max(times)
+            print(f"{agent:<16} {threads} threads {least:6.1f} s ({most:.1f})   ratio {first / least:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FLOORS = tuple(
         "counterfactual demands detection_head detection_scorer detection_scores detection_sources detector "
         "device distil erasing erasure erasure_costs erasure_plots erasure_scores exchange fisher folder "
         "frozen group_sparse head hub hub_sets images increments inside labels learner lifetime lookahead lora "
-        "memory mixture neighbours optim parts plan plots probes prompting reading scenario scorer sources "
+        "memory mixture neighbours once optim parts plan plots probes prompting reading scenario scorer sources "
         "stack step_weights texts tuning unlearning variants vit whitebox worlds",
         "agents env scenarios",
         "agent_rules callbacks check registry scenario_rules settings",

@@ -96,10 +96,10 @@ def test_a_sample_counts_once() -> None:
     assert torch.equal(agent.inverse, inverse)
     assert torch.equal(agent.weights, weights)
     twice = trains[0]
-    agent.met.clear()
+    agent.shown.clear()
     doubled = Train(np.repeat(twice.inputs, 2, axis=0), np.repeat(twice.targets, 2), np.repeat(twice.ids, 2))
     agent.learn(doubled)
-    assert len(agent.met) == 32
+    assert len(agent.shown) == 32
 
 
 def test_transfer_is_exactly_zero_shots() -> None:
