@@ -2,8 +2,8 @@
 
 Run ``python benchmarks/lifetime.py`` on an otherwise idle machine. Wall seconds of the process, start-up, evaluation
 points and record included: of each round, in order, and the ratio of the least to that of the first number of threads.
-First comes the machine's own pace on one thread, by which seconds on another machine can be told: large matrix products,
-steps of a rank-16 LoRA on the tiny CLIP's image encoder (batch 32), and images that it evaluates (batch 500).
+First comes the machine's own pace on one thread, by which seconds on another machine can be told: large matrix
+products, steps of a rank-16 LoRA on the tiny CLIP's image encoder (batch 32), and images that it evaluates (batch 500).
 """
 
 from __future__ import annotations
