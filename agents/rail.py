@@ -83,8 +83,8 @@ class RAIL(Once):
         self.weights = torch.cat([self.weights, self.weights.new_zeros(len(self.weights), new)], dim=1)
         return ()
 
-    def absorb(self, images: Tensor, targets: Tensor) -> None:
-        """Solve again with the samples of a batch, see :func:`absorb`."""
+    def add(self, images: Tensor, targets: Tensor) -> None:
+        """Solve again with the samples of a batch, by :func:`absorb`."""
         columns = torch.tensor([self.columns[prompts] for prompts in self._now().prompts], device=self.device)
         labels = self.weights.new_zeros(len(images), len(self.columns))
         labels[torch.arange(len(images), device=self.device), columns[targets]] = 1.0

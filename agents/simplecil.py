@@ -62,7 +62,7 @@ class SimpleCIL(Once):
         self.sums, self.counts = F.pad(self.sums, (0, 0, 0, new)), F.pad(self.counts, (0, new))
         return ()
 
-    def absorb(self, images: Tensor, targets: Tensor) -> None:
+    def add(self, images: Tensor, targets: Tensor) -> None:
         """Add the features of the samples of a batch."""
         rows = torch.tensor([self.columns[texts[0]] for texts in self._now().prompts], device=self.device)[targets]
         with self.autocast:

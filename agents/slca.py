@@ -158,7 +158,7 @@ class SLCA(Learner):
             for chosen in torch.split(order, BATCH):
                 logits = normalised(self.classify(features[chosen], head.rows(names)), of, self.temperature)
                 optimizer.zero_grad()
-                F.cross_entropy(logits, chosen // BATCH).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(F.cross_entropy(logits, chosen // BATCH))
                 optimizer.step()
             schedule.step()
 

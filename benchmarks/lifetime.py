@@ -76,14 +76,14 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=1)
     chosen = parser.parse_args()
-    print(machine())
+    counts = [int(count) for count in chosen.threads.split(",")]
+    print(machine(), flush=True)
     for agent in chosen.agents.split(","):
-        first = None
-        for threads in map(int, chosen.threads.split(",")):
-            times = [seconds(chosen.scenario, agent, threads) for _ in range(chosen.rounds)]
-            first = first or min(times)
-            rounds = " ".join(f"{s:6.1f}" for s in times)
-            print(f"{agent:<16} {threads} threads {rounds} s   ratio {first / min(times):.2f}", flush=True)
+        times = {n: [seconds(chosen.scenario, agent, n) for _ in range(chosen.rounds)] for n in counts}
+        for n, rounds in times.items():
+            listed = " ".join(f"{s:6.1f}" for s in rounds)
+            ratio = min(times[counts[0]]) / min(rounds)
+            print(f"{agent:<16} threads {n}: {listed} s   ratio {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    gc.set_threshold(
-        100_000, 50, 100
-    )  # imports make a million objects that last: looking for cycles took half a second
+    # What is imported lasts, and was searched for cycles again and again while imports went on.
+    gc.set_threshold(100_000, 50, 100)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a sign shows "?" rather than fail

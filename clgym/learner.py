@@ -218,7 +218,7 @@ class Learner(Agent):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["share"] * self.schedule(self.step)
         self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         self.after_backward()
         self.optimizer.step()
         self.after_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +17,17 @@ class Once(Learner):
 
     Args:
         setup: What is known of the stream.
-        options: See :class:`clgym.learner.Learner`.
+        ensemble: See :class:`clgym.learner.Learner`.
     """
 
-    def __init__(self, setup: Setup, **options: Any) -> None:
+    def __init__(self, setup: Setup, *, ensemble: bool = True) -> None:
         """Start without samples."""
-        super().__init__(setup, lr=1.0, **options)
+        super().__init__(setup, lr=1.0, ensemble=ensemble)
         self.shown: set[int] = set()
 
     @abstractmethod
-    def absorb(self, images: Tensor, targets: Tensor) -> None:
-        """Learn from samples that were not shown before, without gradients.
+    def add(self, images: Tensor, targets: Tensor) -> None:
+        """Add samples that were not shown before, without gradients.
 
         Args:
             images: As the backbone takes them, ``(B, ...)``.
@@ -37,12 +36,12 @@ class Once(Learner):
 
     @torch.no_grad()
     def learn(self, event: Train) -> None:
-        """Absorb the samples of a batch that were not shown before."""
+        """Add the samples of a batch that were not shown before."""
         ids = event.ids.tolist()
         fresh = [row for row, id in enumerate(ids) if id not in self.shown and ids.index(id) == row]
         if fresh:
             self.shown.update(ids[row] for row in fresh)
-            self.absorb(*self.to_device(event.inputs[fresh], event.targets[fresh]))  # type: ignore[call-overload]
+            self.add(*self.to_device(event.inputs[fresh], event.targets[fresh]))  # type: ignore[call-overload]
 
     def drop_samples(self, ids: Tensor) -> None:
         """Forget which samples were shown; what they added to the sums stays, since they are not kept to subtract."""

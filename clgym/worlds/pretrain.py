@@ -103,7 +103,7 @@ def train(*, steps: int, pairs: int, images: int, seed: int, rate: float) -> tup
             same = (text[:, None] == text[None]).all(-1)
             loss = contrastive_loss(image_features, text_features, same, model.logit_scale.exp())
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))

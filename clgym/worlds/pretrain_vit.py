@@ -87,7 +87,7 @@ def train(*, steps: int, batch: int, images: int, seed: int, rate: float) -> tup
             rows, order = torch.from_numpy(order[:batch]), order[batch:]
             loss = loss_of(classifier(model(tiny_clip.normalise(inputs[rows]))), targets[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             losses.append(loss.item())

@@ -93,7 +93,7 @@ def train(*, steps: int, batch: int, images: int, seed: int, rate: float) -> tup
             found = model(tiny_clip.normalise(torch.from_numpy(scenes.pictures[rows])))
             loss = loss_of(found, classes[rows], places[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
